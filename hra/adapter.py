@@ -1,0 +1,133 @@
+"""The central abstraction: a paper is a subclass, and what it overrides is what the paper contributes."""
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hra import linear
+
+
+class Adapter(nn.Module):
+    """A frozen linear layer x W0ᵀ + b with a trainable change ΔW.
+
+        y = x (W0 + ΔW)ᵀ + b        x: (..., d_in)   W0, ΔW: (d_out, d_in)   y: (..., d_out)
+
+    Override  `delta_weight`  (always)  the paper's equation;
+              `forward`       (often)   the same map, computed the cheap way;
+    and, only when the paper has something to say there:
+              `param_groups`, `observe`, `after_step`, `plan`.
+
+    `seed` and `site` (the layer's dotted name) together seed whatever is drawn: two layers never share a draw.
+    """
+
+    def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:
+        super().__init__()
+        if isinstance(base, Adapter):
+            raise TypeError(f"the layer already holds a {type(base).__name__} adapter; detach or merge it first.")
+        if not linear.is_linear(base):
+            raise TypeError(f"{type(self).__name__} needs a linear layer (nn.Linear or Conv1D), got {type(base).__name__}.")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed={seed!r} must be an integer.")
+        self.seed, self.site = seed, site
+        self.base = base.requires_grad_(False)
+        self.d_out, self.d_in = linear.weight(base).shape
+        self.training = base.training
+
+    @property
+    def W0(self) -> Tensor:
+        """The frozen weight, (d_out, d_in) however the layer stores it."""
+        return linear.weight(self.base)
+
+    @property
+    def weight(self) -> Tensor:
+        """W0 + ΔW as the layer stores it, for code that reads a weight without calling the layer (MultiheadAttention)."""
+        W = self.W0 + self.delta_weight()
+        return W.T if linear.is_conv1d(self.base) else W
+
+    @property
+    def bias(self) -> Tensor | None:
+        return linear.bias(self.base)
+
+    # ---- the map -------------------------------------------------------------------------------
+    def delta_weight(self) -> Tensor:
+        """ΔW, (d_out, d_in), differentiable in the adapter's parameters."""
+        raise NotImplementedError(f"{type(self).__name__} defines no delta_weight.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The definition. A subclass may override it with a cheaper equal; tests hold the two together."""
+        W = self.W0 + self.delta_weight()
+        if W.requires_grad and type(self).observe is not Adapter.observe:
+            W.register_hook(self.observe)
+        return F.linear(x, W, self.bias)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """A plain layer, of the base's own type, that computes the same map."""
+        return linear.with_weight(self.base, self.W0 + self.delta_weight())
+
+    @torch.no_grad()
+    def absorb_(self) -> None:
+        """W0 ← W0 + ΔW, in place (a restart; `detach` then no longer gives the pretrained model back)."""
+        self.W0.add_(self.delta_weight())
+
+    # ---- training ------------------------------------------------------------------------------
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Groups for a torch optimizer; `lr` is the learning rate of the method's ordinary parameters."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
+
+    def observe(self, G: Tensor) -> None:
+        """See the dense gradient ∂L/∂W, (d_out, d_in), during backward."""
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Restart, relocate, drop, grow."""
+
+    # ---- model level ---------------------------------------------------------------------------
+    @classmethod
+    def plan(cls, sites: dict[str, nn.Module], **hyper: Any) -> dict[str, dict[str, Any]]:
+        """Keyword arguments of each site's adapter; override to share tensors or decide globally."""
+        return {name: dict(hyper, site=name) for name in sites}
+
+    # ---- helpers -------------------------------------------------------------------------------
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The adapter's own state, without the base: what a file holds."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("base.")}
+
+    def generator(self, what: str = "") -> torch.Generator:
+        """A CPU generator that depends on seed, site and `what` alone: the same draw on every device and dtype."""
+        digest = hashlib.sha256(f"{self.seed}\0{self.site}\0{what}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    def check_rank(self, r: Any) -> int:
+        """`r` if it is an integer in 1 … min(d_out, d_in)."""
+        top = min(self.d_out, self.d_in)
+        if isinstance(r, bool) or not isinstance(r, int):
+            raise TypeError(f"r={r!r} is a {type(r).__name__}; the rank is an integer from 1 to {top} for this layer.")
+        if not 1 <= r <= top:
+            raise ValueError(f"r={r} is out of range: 1 to min(d_out, d_in) = {top} for this "
+                             f"{self.d_out} × {self.d_in} layer{f' ({self.site})' if self.site else ''}.")
+        return r
+
+    def extra_repr(self) -> str:
+        return f"d_out={self.d_out}, d_in={self.d_in}"
+
+
+def check_number(name: str, value: Any, low: float, high: float, closed_low: bool = False) -> float:
+    """`value` as a float if it lies in (low, high), or [low, high) with `closed_low`; TypeError or ValueError if not."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; a number is needed.")
+    inside = low <= value < high if closed_low else low < value < high
+    if math.isnan(value) or not inside:
+        bracket = "[" if closed_low else "("
+        raise ValueError(f"{name}={value!r} is out of range: {name} must lie in {bracket}{low:g}, {high:g}).")
+    return float(value)
+
+
+def forget(optimizer: torch.optim.Optimizer, *params: Tensor) -> None:
+    """Drop the optimizer's moments for `params`, as if they had just been created."""
+    for p in params:
+        optimizer.state.pop(p, None)

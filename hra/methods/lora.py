@@ -1,0 +1,57 @@
+"""LoRA: Low-Rank Adaptation.  Hu et al., 2021.  arXiv:2106.09685
+
+    ΔW = (α / r) B A        A: (r, d_in)   B: (d_out, r)                                   (eq. 3)
+
+A starts as a linear layer of fan-in d_in does (uniform, variance 1 / (3 d_in)), B at zero: ΔW = 0 and the adapted
+layer begins as the pretrained one.
+"""
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hra.adapter import Adapter, check_number
+
+
+class LoRA(Adapter):
+    """Trains r (d_in + d_out) numbers. Dropout acts on the input of A, in training only.
+
+    Raises TypeError or ValueError for r outside 1 … min(d_out, d_in), α ≤ 0, dropout outside [0, 1).
+    """
+
+    A: Float[Tensor, "r d_in"]
+    B: Float[Tensor, "d_out r"]
+
+    def __init__(self, base: nn.Module, r: int = 8, alpha: float = 16.0, dropout: float = 0.0, *,
+                 seed: int = 0, site: str = "") -> None:
+        super().__init__(base, seed=seed, site=site)
+        self.r = self.check_rank(r)
+        self.alpha = check_number("alpha", alpha, 0.0, float("inf"))
+        self.dropout = check_number("dropout", dropout, 0.0, 1.0, closed_low=True)
+        self.scale = self.scaling(self.alpha, self.r)
+        self.A = nn.Parameter(self.W0.new_empty(r, self.d_in))
+        self.B = nn.Parameter(self.W0.new_empty(self.d_out, r))
+        self.reset()
+
+    @staticmethod
+    def scaling(alpha: float, r: int) -> float:
+        return alpha / r
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """A is drawn from (seed, site), B is zero."""
+        bound = self.d_in**-0.5
+        A = torch.empty(self.r, self.d_in).uniform_(-bound, bound, generator=self.generator("A"))
+        self.A.copy_(A)
+        self.B.zero_()
+
+    def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
+        return self.scale * self.B @ self.A
+
+    def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
+        """x W0ᵀ + (α/r) (x Aᵀ) Bᵀ: r numbers pass between the two, ΔW is never formed."""
+        h = F.linear(F.dropout(x, self.dropout, self.training), self.A)
+        return self.base(x) + F.linear(self.scale * h, self.B)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, r={self.r}, scale={self.scale:g}, dropout={self.dropout:g}"

@@ -1,0 +1,63 @@
+"""Who may import whom: a file imports only from floors below its own (design of the library)."""
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+HRA = Path(__file__).resolve().parents[1] / "hra"
+FLOOR = {"linear": 0, "analysis": 0, "data": 0, "zoo": 0, "adapter": 1, "methods": 3, "schedules": 3, "io": 3,
+         "model": 4, "train": 4, "viz": 5}
+SAME_FLOOR = {"methods", "analysis", "viz", "zoo", "data"}  # packages whose own files may import each other
+UP = {("train", "viz"), ("zoo", "data")}  # a log plots itself; pretraining reads the corpora
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "hra":
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hra."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("hra."))
+
+
+def test_imports_go_down():
+    checked = 0
+    for path in HRA.rglob("*.py"):
+        me = path.relative_to(HRA).with_suffix("").parts[0]
+        if me == "__init__":
+            continue
+        for other in imports(path):
+            if other == "__version__":
+                continue
+            checked += 1
+            allowed = FLOOR[other] < FLOOR[me] or (other == me and me in SAME_FLOOR) or (me, other) in UP
+            assert allowed, f"{path.relative_to(HRA)} (floor {FLOOR[me]}) imports hra.{other} (floor {FLOOR[other]})"
+    assert checked > 15
+
+
+def test_only_linear_knows_conv1d():
+    for path in HRA.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        assert "fan_in_fan_out" not in names and ("Conv1D" not in names or path.name == "linear.py"), path
+
+
+def test_no_bare_assert_and_no_pickle():
+    for path in HRA.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        assert not any(isinstance(n, ast.Assert) for n in nodes), path
+        assert "pickle" not in {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}, path
+
+
+def test_import_hra_is_light():
+    heavy = "transformers", "matplotlib", "ipywidgets", "anywidget", "peft", "tqdm.auto", "scipy"
+    code = f"import sys, hra; print([m for m in {heavy!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HRA.parent, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_method_is_in_the_suite():
+    import hra
+    from tests.test_every_adapter import CASES
+    assert {c[0] for c in CASES.values()} == set(hra.METHODS.values())
