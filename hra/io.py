@@ -63,7 +63,7 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: di
     meta |= {"format": "hra", "format_version": str(FORMAT_VERSION)}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     meta["checksum"] = checksum(tensors, meta)
-    raw = save(tensors, metadata=meta)
+    raw = _sorted_header(save(tensors, metadata=meta))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as f:
@@ -74,6 +74,14 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: di
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sorted_header(raw: bytes) -> bytes:
+    """The same file with its header's keys in order: safetensors writes them in a random one."""
+    n = int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8:8 + n]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + raw[8 + n:]
 
 
 def _header(path: Path) -> None:
@@ -112,7 +120,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     try:
         with safe_open(path, framework="pt") as f:
             raw = f.metadata() or {}
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no dict)
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as e:
         raise AdapterFileError(f"{path} is damaged: {e}.") from None
     if raw.get("format") != "hra":

@@ -19,8 +19,8 @@ from hra.adapter import check_number
 class Log:
     """What happened: one dict a step (`step, loss, lr, grad_norm, seconds`) and one an evaluation (`step, value`)."""
 
-    steps: list[dict[str, float]] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def losses(self) -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import random
 from collections.abc import Iterator
 from functools import cache
@@ -78,24 +79,36 @@ def lm_batches(ids: Tensor, batch: int = 16, length: int = 128, seed: int = 0) -
 
 
 @torch.no_grad()
-def bits_per_character(model: Any, tokenizer: Any, string: str, batch: int = 16, limit: int | None = None) -> float:
+def bits_per_character(model: Any, tokenizer: Any, string: str, batch: int = 16, limit: int | None = None,
+                       stride: int | None = None) -> float:
     """Cost of `string` under a causal language model, in bits a character of the string (lower is better).
 
-    The text is cut into windows of the model's context, each predicted from its own beginning (an end-of-text token
-    stands before it), so every token is paid for. `limit` takes only the first so many characters.
+    The text, after an end-of-text token, is cut into windows of the model's context; every token is paid for once. With
+    `stride=None` each window is predicted from its own beginning; with a smaller `stride` windows overlap and only the
+    last `stride` tokens of each are counted, so that (almost) every token has context: dearer to compute, and lower.
+    `limit` takes only the first so many characters.
     """
     string = string[:limit]
-    ids = torch.tensor(tokenizer(string, verbose=False)["input_ids"])
-    length = model.config.n_positions - 1
-    pad = -len(ids) % length
-    padded = torch.cat([ids, ids.new_full((pad,), -100)]).view(-1, length)
+    length = model.config.n_positions
+    stride = length if stride is None else stride
+    if not 1 <= stride <= length:
+        raise ValueError(f"stride={stride} is out of range: 1 to the model's context of {length} tokens.")
+    ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(string, verbose=False)["input_ids"]])
+    x, y = ids[:-1], ids[1:]
+    inputs, labels, done = [], [], 0
+    while done < len(y):
+        end = min(len(y), length if done == 0 else done + stride)
+        begin = max(0, end - length)
+        target = y[begin:end].clone()
+        target[: done - begin] = -100  # counted by an earlier window
+        inputs.append(torch.nn.functional.pad(x[begin:end], (0, length - (end - begin))))
+        labels.append(torch.nn.functional.pad(target, (0, length - (end - begin)), value=-100))
+        done = end
     was_training, nats = model.training, 0.0
     model.eval()
-    for labels in padded.split(batch):
-        bos = labels.new_full((len(labels), 1), tokenizer.eos_token_id)
-        inputs = torch.cat([bos, labels[:, :-1].clamp(min=0)], dim=1)
-        logits = model(input_ids=inputs).logits
+    for i in range(0, len(inputs), batch):
+        logits = model(input_ids=torch.stack(inputs[i:i + batch])).logits.flatten(0, 1).float()
         nats += torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum").item()
+            logits, torch.stack(labels[i:i + batch]).flatten(), ignore_index=-100, reduction="sum").item()
     model.train(was_training)
-    return nats / torch.tensor(2.0).log().item() / len(string)
+    return nats / math.log(2) / len(string)

@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hra import data
 
-GPT2_TINY = {"n_embd": 192, "n_layer": 6, "n_head": 6, "n_positions": 128}
+GPT2_TINY: dict[str, Any] = {"n_embd": 192, "n_layer": 6, "n_head": 6, "n_positions": 128}
 VOCABULARY = 2048
 END = "<|endoftext|>"
 

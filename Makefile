@@ -1,0 +1,52 @@
+# make book: build the site.   make test: prove it.   Both start from a fresh clone with Python and make alone.
+PYTHON ?= python3
+BIN := .venv/bin
+NAME ?= lora_moby
+PORT ?= 8000
+export PYTHONHASHSEED = 0
+export TOKENIZERS_PARALLELISM = false
+export PYDEVD_DISABLE_FILE_VALIDATION = 1
+
+.PHONY: book test notebooks experiments bench clean serve lint unit nbval site
+
+.venv/.stamp: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+book: .venv/.stamp
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@echo "The book: file://$(CURDIR)/_build/html/index.html   (or: make serve)"
+
+test: lint unit nbval site
+
+lint: .venv/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python tools/notebooks.py check
+
+unit: .venv/.stamp
+	$(BIN)/python -m pytest
+	$(BIN)/python tools/mutants.py
+
+nbval: .venv/.stamp
+	$(BIN)/python -m pytest -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore notebooks
+
+site: book
+	$(BIN)/python tools/check_site.py
+
+notebooks: .venv/.stamp
+	$(BIN)/python tools/notebooks.py refresh
+
+experiments: .venv/.stamp
+	$(BIN)/python -m experiments.$(NAME)
+
+bench: .venv/.stamp
+	$(BIN)/python -m benchmarks.import_time
+
+serve: book
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+clean:
+	rm -rf _build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

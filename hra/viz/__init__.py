@@ -1,0 +1,38 @@
+"""Figures and widgets: the only home of matplotlib, ipywidgets and anywidget."""
+from __future__ import annotations
+
+from typing import Any
+
+from hra.viz.live import Panel as live
+from hra.viz.rank import RankSlider
+from hra.viz.static import StaticWidget
+from hra.viz.style import colour, figure
+
+__all__ = ["RankSlider", "StaticWidget", "colour", "figure", "intervals", "live", "plot_log"]
+
+
+def plot_log(log: Any, unit: str = "bits a character") -> Any:
+    """The loss of each step and, where there are evaluations, their curve beside it."""
+    both = bool(log.evaluations)
+    fig, axes = figure(7.5 if both else 5.0, 2.8, 2 if both else 1)
+    ax = axes[0] if both else axes
+    ax.plot([s["step"] for s in log.steps], log.losses, color=colour("LoRA"), linewidth=1)
+    ax.set(xlabel="step", ylabel="loss (nats a token)")
+    if both:
+        axes[1].plot([e["step"] for e in log.evaluations], [e["value"] for e in log.evaluations], "o-", color=colour("LoRA"))
+        axes[1].set(xlabel="step", ylabel=unit)
+    return fig
+
+
+def intervals(rows: dict[str, tuple[float, float]], xlabel: str, lines: dict[str, float] | None = None) -> Any:
+    """One row a setting: mean and half-width of its interval over the seeds; `lines` are drawn across."""
+    fig, ax = figure(6.5, 0.42 * len(rows) + 1.1)
+    for i, (name, (mean, half)) in enumerate(rows.items()):
+        ax.errorbar(mean, -i, xerr=half, fmt="o", capsize=4, color=colour(name.split()[0]))
+    for name, value in (lines or {}).items():
+        ax.axvline(value, color=colour(name), linestyle="--", label=name)
+    ax.set_yticks([-i for i in range(len(rows))], list(rows))
+    ax.set_xlabel(xlabel)
+    if lines:
+        ax.legend(frameon=False)
+    return fig

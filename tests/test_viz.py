@@ -1,0 +1,95 @@
+"""Widgets: the same numbers in Python and in the browser's script; pages that need no kernel."""
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import hra
+from hra.viz import RankSlider
+
+JS = Path(hra.__file__).parent / "viz" / "rank.js"
+
+
+def slider(**kw):
+    torch.manual_seed(0)
+    return RankSlider(torch.randn(20, 12), **kw)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_script_computes_what_the_library_computes():
+    w = slider()
+    code = (f"const m = (await import({json.dumps(JS.as_uri())})).default;"
+            f"console.log(JSON.stringify([0,1,5,12].map(r => m.facts({json.dumps(w.sigma)}, [20,12], r))))")
+    out = subprocess.run(["node", "--experimental-default-type=module", "--input-type=module", "-e", code],
+                         capture_output=True, text=True, check=True).stdout
+    for r, got in zip((0, 1, 5, 12), json.loads(out), strict=True):
+        w.r = r
+        assert got["energy"] == pytest.approx(w.energy(), abs=1e-9)
+        assert got["bytes"] == w.bytes() == 4 * r * 32
+
+
+def test_energy_is_the_share_of_the_truncated_matrix():
+    torch.manual_seed(0)
+    W = torch.randn(20, 12)
+    for r in (1, 4, 11):
+        share = hra.analysis.rank.truncate(W, r).square().sum() / W.square().sum()
+        assert RankSlider(W, r=r).energy() == pytest.approx(float(share), rel=1e-3)
+
+
+def test_static_html_is_deterministic_and_loads_nothing():
+    a, b = (slider(alt='<"x"></script>').static_html(b"png") for _ in range(2))
+    assert a == b and a.lower().count("</script") == 2
+    assert "http" not in re.sub(r"http://www\.w3\.org/2000/svg", "", a)
+
+
+def test_the_bundle_serves_every_reader():
+    data, _ = slider()._repr_mimebundle_()
+    assert {"application/vnd.jupyter.widget-view+json", "text/html", "image/png", "text/plain"} <= set(data)
+    assert data["text/plain"].startswith("rank 8 of 12")
+    assert len(json.dumps(slider().public_state())) < 50_000 and JS.stat().st_size < 10_000
+
+
+def test_a_rank_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="0 to 12"):
+        slider(r=13)
+
+
+def panel(steps=6, **kw):
+    model = lambda: hra.zoo.gpt2("random")  # noqa: E731
+    ids = torch.arange(256)
+    recorded = hra.Log([{"step": 1, "loss": 2.0, "lr": 1.0, "grad_norm": 1.0, "seconds": 0.0}])
+    return hra.viz.live(model, lambda: hra.data.lm_batches(ids, 2, 16), lambda m: 3.0, recorded, steps=steps, **kw)
+
+
+def test_the_live_panel_trains_and_reports():
+    p = panel(every=3)
+    p.rank.value = 2
+    p.start()
+    p.wait()
+    assert p.error is None and len(p.log.steps) == 6 and len(p.log.evaluations) == 2
+    assert "Done" in p.status.value and p.picture.value[:4] == b"\x89PNG" and not p.train.disabled
+
+
+def test_the_live_panel_can_be_cancelled():
+    p = panel(steps=5000)
+    p._show = (lambda show: lambda log: (p._stop.set() if len(log.steps) == 3 else None, show(log))[1])(p._show)
+    p.start()
+    p.wait()
+    assert len(p.log.steps) == 3 and "Cancelled" in p.status.value
+
+
+def test_the_live_panel_shows_what_went_wrong():
+    p = panel()
+    p.rank.value = 64  # more than the model's width of 32
+    p.start()
+    p.wait()
+    assert "out of range" in p.status.value
+
+
+def test_without_a_kernel_the_panel_shows_the_recorded_run():
+    bundle = panel()._repr_mimebundle_()
+    assert "recorded" in bundle["text/html"] and "data:image/png" in bundle["text/html"]

@@ -1,0 +1,105 @@
+"""Fault injection: put one known fault at a time into a copy of `hra`; the suite must notice every one.
+
+    python tools/mutants.py [name ...]
+
+The faults are of the kinds found in released libraries of this field.
+"""
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# name: (file, text, what replaces it, tests that must fail)
+MUTANTS = {
+    "A starts too large through a transposed layout": (
+        "methods/lora.py", "bound = self.d_in**-0.5", "bound = self.r**-0.5", "tests/test_lora.py"),
+    "A and B both start at zero": (
+        "methods/lora.py", "self.A.copy_(A)", "self.A.zero_()", "tests/test_every_adapter.py"),
+    "the fast path forgets the scale": (
+        "methods/lora.py", "F.linear(self.scale * h, self.B)", "F.linear(h, self.B)", "tests/test_every_adapter.py"),
+    "the fast path scales the bias": (
+        "methods/lora.py", "return self.base(x) + F", "return self.base(x) * 1.01 + F", "tests/test_every_adapter.py"),
+    "dropout also in eval": (
+        "methods/lora.py", "self.dropout, self.training)", "self.dropout, True)", "tests/test_every_adapter.py"),
+    "rsLoRA keeps LoRA's scale": (
+        "methods/rslora.py", "alpha / math.sqrt(r)", "alpha / r", "tests/test_lora.py"),
+    "Conv1D is forgotten": (
+        "linear.py", "return W.T if is_conv1d(layer) else W", "return W", "tests/test_every_adapter.py"),
+    "Conv1D is no target": (
+        "linear.py", "isinstance(layer, nn.Linear) or is_conv1d(layer)", "isinstance(layer, nn.Linear)",
+        "tests/test_every_adapter.py"),
+    "the rest of the model trains too": (
+        "model.py", "    model.requires_grad_(False)\n", "", "tests/test_every_adapter.py"),
+    "detach subtracts instead of putting back": (
+        "model.py", "{name: a.base for name, a in self.adapters.items()}",
+        "{n: linear.with_weight(a.base, a.W0 + a.delta_weight() - a.delta_weight()) for n, a in self.adapters.items()}",
+        "tests/test_every_adapter.py"),
+    "requires_grad is not given back": (
+        "model.py", "p.requires_grad_(self._required_grad.get(name, p.requires_grad))", "p.requires_grad_(True)",
+        "tests/test_every_adapter.py"),
+    "merge leaves ΔW out": (
+        "adapter.py", "linear.with_weight(self.base, self.W0 + self.delta_weight())",
+        "linear.with_weight(self.base, self.W0)", "tests/test_every_adapter.py"),
+    "a tensor hides outside the state dict": (
+        "methods/fullft.py", "self.delta = nn.Parameter(", "self.mask = self.W0 * 1\n        self.delta = nn.Parameter(",
+        "tests/test_every_adapter.py"),
+    "all layers share one draw": (
+        "adapter.py", "{self.seed}\\0{self.site}", "{self.seed}", "tests/test_every_adapter.py"),
+    "the seed is ignored": (
+        "adapter.py", "{self.seed}\\0{self.site}", "{self.site}", "tests/test_every_adapter.py"),
+    "tensors do not follow the base's dtype": (
+        "methods/lora.py", "self.W0.new_empty(r, self.d_in)", "torch.empty(r, self.d_in)", "tests/test_every_adapter.py"),
+    "a failed attach leaves the model frozen": (
+        "model.py", "            p.requires_grad_(before[name])\n        raise", "            pass\n        raise",
+        "tests/test_model.py"),
+    "tied weights are adapted": (
+        "model.py", "if len(names) > 1:", "if len(names) > 9:", "tests/test_model.py"),
+    "the checksum is not compared": (
+        "io.py", 'if checksum(tensors, metadata["_raw"]) != metadata["checksum"]:', "if False:", "tests/test_files.py"),
+    "another base is accepted": (
+        "model.py", "if strict_base and", "if not strict_base and", "tests/test_files.py"),
+    "the file is written in place": (
+        "io.py", "handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f\".{path.name}.\", suffix=\".part\")",
+        "temporary = path; handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)", "tests/test_files.py"),
+}
+
+
+def survives(name: str) -> str | None:
+    """Why the fault went unnoticed, or None."""
+    file, old, new, tests = MUTANTS[name]
+    with tempfile.TemporaryDirectory() as tmp:
+        copy = Path(tmp)
+        shutil.copytree(ROOT / "hra", copy / "hra", ignore=shutil.ignore_patterns("__pycache__", "checkpoint.pt"))
+        shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        path = copy / "hra" / file
+        text = path.read_text(encoding="utf-8")
+        if text.count(old) != 1:
+            return f"cannot be injected: {old!r} stands {text.count(old)} times in {file}"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        run = subprocess.run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", tests], cwd=copy,
+                             env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+                             capture_output=True, text=True)
+    if run.returncode == 1 and "failed" in run.stdout:
+        return None
+    return f"survived (pytest exit {run.returncode}): {run.stdout[-300:]}{run.stderr[-300:]}"
+
+
+def main(names: list[str]) -> int:
+    names = names or list(MUTANTS)
+    bad = 0
+    with ThreadPoolExecutor(2) as pool:
+        for name, why in zip(names, pool.map(survives, names), strict=True):
+            bad += why is not None
+            if why:
+                print(f"NOT CAUGHT  {name}: {why}")
+    print(f"mutants: {len(names) - bad} of {len(names)} faults caught")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

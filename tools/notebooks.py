@@ -1,0 +1,108 @@
+"""Keep notebooks/*.ipynb and their reviewable twins notebooks/text/*.md in step.
+
+    python tools/notebooks.py refresh [name ...]   text -> ipynb, run, keep the outputs of checked cells only
+    python tools/notebooks.py pull    [name ...]   ipynb (edited in Jupyter) -> text
+    python tools/notebooks.py check                what CI runs; changes nothing; no kernel
+
+An output is kept only in a cell tagged `nbval-check-output`, together with its execution count:
+without the count nbval compares nothing, or fails with "Unrun reference cell has outputs".
+"""
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1] / "notebooks"
+TEXT = ROOT / "text"
+KEEP = "nbval-check-output"
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+LIMIT = 60_000  # bytes of one committed notebook
+FMT = {"extension": ".md", "format_name": "myst"}
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def clean(nb):
+    """The one committed form of a notebook."""
+    nb = nbformat.from_dict(nb)
+    nb.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    nb.nbformat, nb.nbformat_minor = 4, 5
+    n = 0
+    for i, c in enumerate(nb.cells):
+        c.id = f"{i:03d}-" + hashlib.sha256(c.source.encode()).hexdigest()[:8]
+        c.metadata = nbformat.from_dict({k: c.metadata[k] for k in ("mystnb", "tags") if c.metadata.get(k)})
+        if c.cell_type != "code":
+            continue
+        n += 1
+        if KEEP in tags(c) and c.get("outputs"):
+            c.execution_count = n
+            for o in c.outputs:
+                if "execution_count" in o:
+                    o.execution_count = n
+                o.pop("transient", None)
+        else:
+            c.outputs, c.execution_count = [], None
+    return nb
+
+
+def source(nb):
+    return [(c.cell_type, c.source, tags(c), c.metadata.get("mystnb")) for c in nb.cells]
+
+
+def problems(nb_path):
+    nb = nbformat.read(nb_path, as_version=4)
+    md = TEXT / (nb_path.stem + ".md")
+    if not md.exists():
+        yield "has no text twin"
+    elif source(jupytext.read(md, fmt=FMT)) != source(nb):
+        yield f"differs from {md.relative_to(ROOT.parent)}"
+    if nbformat.writes(clean(nb)) + "\n" != nb_path.read_text(encoding="utf-8"):
+        yield "is not in its committed form (outputs, metadata or ids)"
+    if nb_path.stat().st_size > LIMIT:
+        yield f"is over {LIMIT} bytes"
+    for i, c in enumerate(c for c in nb.cells if c.cell_type == "code"):
+        if KEEP in tags(c):
+            if not c.outputs or c.execution_count is None:
+                yield f"code cell {i} is tagged {KEEP} but keeps no output: nbval would compare nothing"
+            if c.source.rstrip().endswith(";"):
+                yield f"code cell {i}: nbval ignores the closing semicolon; use `_ = ...`"
+        if any(w in c.source for w in ("NBVAL_", "ipywidgets")):
+            yield f"code cell {i}: use tags, not NBVAL comments; use hra.viz, not ipywidgets"
+
+
+def main(argv):
+    cmd, names = (argv[0] if argv else "check"), argv[1:]
+    if cmd == "refresh":
+        from nbclient import NotebookClient
+
+        for md in sorted(TEXT.glob("*.md")):
+            if names and md.stem not in names:
+                continue
+            nb = jupytext.read(md, fmt=FMT)
+            nb.metadata["kernelspec"] = KERNEL
+            NotebookClient(nb, timeout=600, kernel_name="python3",
+                           resources={"metadata": {"path": str(ROOT)}}).execute()
+            (ROOT / (md.stem + ".ipynb")).write_text(nbformat.writes(clean(nb)) + "\n", encoding="utf-8")
+        return 0
+    if cmd == "pull":
+        for p in sorted(ROOT.glob("*.ipynb")):
+            if not names or p.stem in names:
+                nb = clean(nbformat.read(p, as_version=4))
+                jupytext.write(nb, TEXT / (p.stem + ".md"), fmt=FMT)
+                p.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
+        return 0
+    bad = [f"{p.name} {m}" for p in sorted(ROOT.glob("*.ipynb")) for m in problems(p)]
+    bad += [f"text/{m.name} has no notebook" for m in sorted(TEXT.glob("*.md"))
+            if not (ROOT / (m.stem + ".ipynb")).exists()]
+    print("\n".join(bad) or "notebooks: ok")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
