@@ -11,6 +11,8 @@ import hashlib
 import json
 import platform
 import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from tqdm.auto import tqdm
 import hra
 
 OUT = Path(__file__).with_suffix(".json")
-STEPS, BATCH, LENGTH, LIMIT = 100, 8, 128, 40_000
+STEPS, BATCH, LENGTH, LIMIT = 60, 8, 128, 40_000
 RANKS, SEEDS = (1, 2, 4, 8, 16), (0, 1, 2)
 ALL = "c_attn|c_proj|c_fc"
 LRS = {"FullFT": (3e-4, 1e-3, 3e-3), "LoRA": (1e-3, 3e-3, 1e-2)}
@@ -47,6 +49,7 @@ def record() -> dict:
 def interval(runs: list[dict]) -> tuple[float, float]:
     """Mean and half-width of the 95 % t-interval of `bits` over the seeds."""
     from scipy.stats import t
+
     bits = [r["bits"] for r in runs]
     return statistics.mean(bits), float(t.ppf(0.975, len(bits) - 1)) * statistics.stdev(bits) / len(bits) ** 0.5
 
@@ -62,31 +65,32 @@ def main() -> None:
              "machine": f"{platform.machine()}, torch {torch.__version__}", "setting":
              {"steps": STEPS, "batch": BATCH, "length": LENGTH, "test_characters": LIMIT, "seeds": SEEDS}}
 
-    def once(key: str, *args, **kwargs) -> dict:
-        if key not in done["runs"]:
-            done["runs"][key] = run(*args, **kwargs)
-            OUT.write_text(json.dumps(done, indent=None, separators=(",", ":")).replace('"method"', '\n"method"') + "\n")
-        bar.update()
-        return done["runs"][key]
+    def save() -> None:
+        OUT.write_text(json.dumps(done, separators=(",", ":")).replace('"method"', '\n"method"') + "\n")
 
-    total = sum(map(len, LRS.values())) + len(SEEDS) * (1 + len(RANKS) + len(MATRICES))
-    with tqdm(total=total, desc="lora_moby") as bar:
-        best = {}
-        for method, rates in LRS.items():
-            hyper = {} if method == "FullFT" else {"r": 8}
-            tried = {lr: once(f"{method} lr={lr}", method, 100, lr, "validation", **hyper)["bits"] for lr in rates}
-            best[method] = min(tried, key=tried.__getitem__)
-        for seed in SEEDS:
-            once(f"FullFT seed={seed}", "FullFT", seed, best["FullFT"])
-            for r in RANKS:
-                once(f"LoRA r={r} seed={seed}", "LoRA", seed, best["LoRA"], r=r)
-        for seed in SEEDS:
-            for name, (targets, r) in MATRICES.items():
-                once(f"{name} seed={seed}", "LoRA", seed, best["LoRA"], targets=targets, r=r)
+    def every(jobs: dict[str, tuple[tuple, dict]]) -> None:
+        """Run what is not recorded yet, two at a time, on one thread each: the same numbers every time."""
+        todo = {k: v for k, v in jobs.items() if k not in done["runs"]}
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            futures = {pool.submit(run, *args, **kwargs): key for key, (args, kwargs) in todo.items()}
+            for f in tqdm(as_completed(futures), total=len(todo), desc="lora_moby"):
+                done["runs"][futures[f]] = f.result()
+                save()
+
+    hyper: dict[str, dict] = {"FullFT": {}, "LoRA": {"r": 8}}
+    every({f"{m} lr={lr}": ((m, 100, lr, "validation"), hyper[m]) for m, rates in LRS.items() for lr in rates})
+    best = {m: min(rates, key=lambda lr: done["runs"][f"{m} lr={lr}"]["bits"]) for m, rates in LRS.items()}
+    jobs = {}
+    for seed in SEEDS:
+        jobs[f"FullFT seed={seed}"] = (("FullFT", seed, best["FullFT"]), {})
+        jobs |= {f"LoRA r={r} seed={seed}": (("LoRA", seed, best["LoRA"]), {"r": r}) for r in RANKS}
+        jobs |= {f"{name} seed={seed}": (("LoRA", seed, best["LoRA"]), {"targets": targets, "r": r})
+                 for name, (targets, r) in MATRICES.items()}
+    every(jobs)
     model, tok = hra.zoo.gpt2("tiny"), hra.zoo.tokenizer("tiny")
     before = hra.data.bits_per_character(model, tok, hra.data.text("moby_dick", "test"), limit=LIMIT)
     done |= {"before": round(before, 4), "lr": best}
-    OUT.write_text(json.dumps(done, indent=None, separators=(",", ":")).replace('"method"', '\n"method"') + "\n")
+    save()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def gpt2(name: str = "tiny", **config: Any) -> Any:
                 "bos_token_id": 0, "eos_token_id": 0}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return GPT2LMHeadModel(GPT2Config(**{**base, **config})).eval()
+            return _ready(GPT2LMHeadModel(GPT2Config(**{**base, **config})))
     if config:
         raise TypeError(f"gpt2({name!r}) takes no further arguments; {sorted(config)} belong to gpt2('random', ...).")
     if name in _OURS:
@@ -54,11 +54,17 @@ def gpt2(name: str = "tiny", **config: Any) -> Any:
         if extra or set(missing) - {"lm_head.weight"}:
             raise ValueError(f"{folder.name} does not hold the tensors of a GPT-2: missing {missing}, unexpected {extra}.")
         model.tie_weights()
-        return model.eval()
+        return _ready(model)
     try:
-        return GPT2LMHeadModel.from_pretrained(name).eval()
+        return _ready(GPT2LMHeadModel.from_pretrained(name))
     except Exception as e:
         raise OSError(_absent(name, e)) from e
+
+
+def _ready(model: Any) -> Any:
+    """In eval mode, and told which loss it has: transformers does not know it from the class's name and warns."""
+    model.loss_type = "ForCausalLM"
+    return model.eval()
 
 
 def tokenizer(name: str = "tiny") -> Any:
