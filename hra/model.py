@@ -172,8 +172,7 @@ def load(model: nn.Module, path: str | os.PathLike[str], strict_base: bool = Tru
 def _refuse_adapted(model: nn.Module) -> None:
     held = [n for n, m in model.named_modules() if isinstance(m, Adapter)]
     if held:
-        raise ValueError(f"the model already holds adapters, e.g. at {held[0] or 'its root'}: detach() or merge() them first, "
-                         "or combine files with hra.fuse.")
+        raise ValueError(f"the model already holds adapters, e.g. at {held[0] or 'its root'}: detach() or merge() them first.")
 
 
 def _attach(model: nn.Module, method: type[Adapter], found: dict[str, nn.Module], hyper: dict[str, Any],

@@ -1,4 +1,5 @@
 """What the LoRA and rsLoRA papers claim, and that PEFT computes the same."""
+import copy
 import math
 
 import pytest
@@ -77,7 +78,7 @@ def test_agrees_with_peft(cls, layout, r):
     layer = (nn.Linear(12, 20) if layout == "Linear" else Conv1D(20, 12)).double()
     ours = cls(layer, r=r, alpha=3.0)
     nn.init.normal_(ours.B)
-    model = nn.Sequential(nn.Identity(), __import__("copy").deepcopy(layer))
+    model = nn.Sequential(nn.Identity(), copy.deepcopy(layer))
     config = peft.LoraConfig(r=r, lora_alpha=3, target_modules=["1"], use_rslora=cls is hra.RsLoRA,
                              fan_in_fan_out=layout == "Conv1D")
     model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
