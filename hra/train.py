@@ -121,7 +121,7 @@ def _bar(first: int, steps: int, name: str, progress: bool) -> Any:
 def _save(path: Path, setting: dict, tuned: Any, opt: torch.optim.Optimizer, log: Log) -> None:
     part = path.with_name(path.name + ".part")
     torch.save({"setting": setting, "adapters": tuned.state_dict(), "optimizer": opt.state_dict(),
-                "steps": log.steps, "evaluations": log.evaluations}, part)
+                "random": torch.get_rng_state(), "steps": log.steps, "evaluations": log.evaluations}, part)
     part.replace(path)
 
 
@@ -134,5 +134,6 @@ def _resume(path: Path, setting: dict, tuned: Any, opt: torch.optim.Optimizer, l
     for k, v in own.items():
         v.copy_(c["adapters"][k])
     opt.load_state_dict(c["optimizer"])
+    torch.set_rng_state(c["random"])  # dropout goes on where it was
     log.steps, log.evaluations = c["steps"], c["evaluations"]
     return len(log.steps)

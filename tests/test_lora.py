@@ -46,17 +46,20 @@ def test_scales_differ_by_the_root_of_r():
     assert (a, b) == (2.0, 4.0)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_first_step_shrinks_with_r_for_lora_and_not_for_rslora(seed):
+def test_first_step_shrinks_with_r_for_lora_and_not_for_rslora():
     def step(cls, r):
-        torch.manual_seed(seed)
-        a = cls(nn.Linear(256, 256).double(), r=r, seed=seed)
-        x, y = torch.randn(256).double(), torch.randn(256).double()
-        (a(x) @ y).backward()
-        with torch.no_grad():
-            return (a.scale * a.B.grad @ (a.A @ x)).norm().item()
+        """Root mean square, over seeds, of the change of the output in the first step of SGD."""
+        sizes = []
+        for seed in range(16):
+            torch.manual_seed(seed)
+            a = cls(nn.Linear(256, 256).double(), r=r, seed=seed)
+            x, y = torch.randn(256).double(), torch.randn(256).double()
+            (a(x) @ y).backward()
+            with torch.no_grad():
+                sizes.append((a.scale * a.B.grad @ (a.A @ x)).norm() / (x @ x * y.norm()))
+        return torch.stack(sizes).mean().item()
     assert step(hra.LoRA, 4) / step(hra.LoRA, 64) > 8
-    assert 0.5 < step(hra.RsLoRA, 4) / step(hra.RsLoRA, 64) < 2
+    assert 2 / 3 < step(hra.RsLoRA, 4) / step(hra.RsLoRA, 64) < 3 / 2
 
 
 def test_dropout_acts_in_training_only_and_keeps_the_mean():

@@ -26,13 +26,13 @@ def refused(model, error, message, method=hra.LoRA, **kw):
                                 {"dropout": 1.0}, {"dropout": -0.1}, {"dropout": float("nan")}])
 def test_values_out_of_range(kw):
     name, value = next(iter(kw.items()))
-    refused(net(), ValueError, f"{name}={value}.*", **kw)
+    refused(net(), ValueError, f"{name}={value}.*", **{"r": 2, **kw})
 
 
 @pytest.mark.parametrize("kw", [{"r": True}, {"r": "8"}, {"r": 2.0}, {"r": None}, {"alpha": "16"}, {"seed": 0.5},
                                 {"dropout": "none"}, {"rank": 8}])
 def test_values_of_the_wrong_type(kw):
-    refused(net(), TypeError, next(iter(kw)), **kw)
+    refused(net(), TypeError, next(iter(kw)), **{"r": 2, **kw})
 
 
 def test_an_unknown_hyperparameter_is_told_the_known_ones():
