@@ -93,3 +93,13 @@ def test_the_live_panel_shows_what_went_wrong():
 def test_without_a_kernel_the_panel_shows_the_recorded_run():
     bundle = panel()._repr_mimebundle_()
     assert "recorded" in bundle["text/html"] and "data:image/png" in bundle["text/html"]
+
+
+def test_a_figure_shows_itself_with_words_for_those_who_do_not_see_it():
+    fig = hra.viz.intervals({"LoRA r=1": (2.0, 0.1)}, "bits a character", {"before": 3.0})
+    bundle = fig._repr_mimebundle_()
+    assert 'alt="Intervals of bits a character: LoRA r=1 2.00 plus or minus 0.10"' in bundle["text/html"]
+    assert bundle["image/png"] and "data:image/png" in bundle["text/html"]
+    other, ax = hra.viz.figure()
+    ax.set(xlabel="step", ylabel="loss")
+    assert other.words() == "Plot: loss against step"

@@ -33,6 +33,7 @@ def intervals(rows: dict[str, tuple[float, float]], xlabel: str, lines: dict[str
         ax.axvline(value, color=colour(name), linestyle="--", label=name)
     ax.set_yticks([-i for i in range(len(rows))], list(rows))
     ax.set_xlabel(xlabel)
+    fig.alt = f"Intervals of {xlabel}: " + "; ".join(f"{n} {m:.2f} plus or minus {h:.2f}" for n, (m, h) in rows.items())
     if lines:
         ax.legend(frameon=False)
     return fig

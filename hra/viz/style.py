@@ -1,6 +1,9 @@
 """The house style: readable in grey, by the colour-blind, on light and dark pages; a method always in one colour."""
 from __future__ import annotations
 
+import base64
+import html
+import io
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,9 +13,31 @@ COLOURS = {"before": "#6b6b6b", "FullFT": "#0b0b0b", "LoRA": "#2a78d6", "RsLoRA"
 OTHERS = ("#2a78d6", "#d1661f", "#1b9e77", "#7b4fb8", "#b8860b")
 
 
-def figure(width: float = 6.0, height: float = 3.2, columns: int = 1) -> tuple[Figure, Any]:
+class Picture(Figure):
+    """A figure that a notebook shows, with a text for those who do not see it."""
+
+    alt = ""
+
+    def png(self) -> bytes:
+        """The same bytes in every run."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        return buffer.getvalue()
+
+    def words(self) -> str:
+        """`alt`, or what the axes say of themselves."""
+        axes = [f"{ax.get_title()} {ax.get_ylabel()} against {ax.get_xlabel()}".strip() for ax in self.axes if ax.get_xlabel()]
+        return self.alt or "Plot: " + "; ".join(axes)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        png = base64.b64encode(self.png()).decode()
+        image = f'<img class="hra-figure" alt="{html.escape(self.words(), quote=True)}" src="data:image/png;base64,{png}"/>'
+        return {"text/html": image, "image/png": png, "text/plain": self.words()}
+
+
+def figure(width: float = 6.0, height: float = 3.2, columns: int = 1) -> tuple[Picture, Any]:
     """A figure on white (so that it reads on a dark page too) and its axes."""
-    fig = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    fig = Picture(figsize=(width, height), facecolor="white", layout="constrained")
     axes = fig.subplots(1, columns)
     for ax in axes if columns > 1 else [axes]:
         dress(ax)
