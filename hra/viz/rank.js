@@ -51,7 +51,7 @@ function render({ model, el }) {
   }
   input.addEventListener("input", () => { model.set("r", +input.value); model.save_changes(); });
   model.on("change:r", draw);
-  el.append(make("div", {}, make("label", { for: id }, "Rank kept: "), out), input, status, svg);
+  el.append(make("div", {}, make("label", { for: id }, "Rank kept:"), " ", out), input, status, svg);
   draw();
 }
 
