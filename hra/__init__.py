@@ -10,7 +10,7 @@ from hra.methods import METHODS
 from hra.model import Adapted, attach, load
 from hra.train import Log, fit
 
-_LAZY = ("analysis", "data", "viz", "zoo")  # they bring transformers, matplotlib and widgets: only when used
+_LAZY = ("analysis", "data", "memory", "viz", "zoo")  # they bring transformers, matplotlib and widgets: only when used
 
 __all__ = ["METHODS", "Adapted", "Adapter", "Log", "attach", "fit", "io", "load", "schedules", *_LAZY, *METHODS]
 

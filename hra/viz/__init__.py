@@ -6,9 +6,9 @@ from typing import Any
 from hra.viz.live import Panel as live
 from hra.viz.rank import RankSlider
 from hra.viz.static import StaticWidget
-from hra.viz.style import colour, figure
+from hra.viz.style import OTHERS, colour, figure
 
-__all__ = ["RankSlider", "StaticWidget", "colour", "figure", "intervals", "live", "plot_log"]
+__all__ = ["RankSlider", "StaticWidget", "bills", "colour", "figure", "intervals", "live", "plot_log"]
 
 
 def plot_log(log: Any, unit: str = "bits a character") -> Any:
@@ -36,4 +36,21 @@ def intervals(rows: dict[str, tuple[float, float]], xlabel: str, lines: dict[str
     fig.alt = f"Intervals of {xlabel}: " + "; ".join(f"{n} {m:.2f} plus or minus {h:.2f}" for n, (m, h) in rows.items())
     if lines:
         ax.legend(frameon=False)
+    return fig
+
+
+def bills(named: dict[str, Any]) -> Any:
+    """Stacked bars in MiB, one a bill (`hra.memory.Bill`)."""
+    fig, ax = figure(7.0, 0.45 * len(named) + 1.3)
+    left = [0.0] * len(named)
+    for i, part in enumerate(next(iter(named.values())).parts):
+        width = [b.parts[part].bytes / 2**20 for b in named.values()]
+        ax.barh([-k for k in range(len(named))], width, left=left, label=part, color=OTHERS[i], edgecolor="white",
+                linewidth=0.5, hatch=("", "//", "", "..", "")[i])
+        left = [a + b for a, b in zip(left, width, strict=True)]
+    ax.set_yticks([-k for k in range(len(named))], list(named))
+    ax.set_xlabel("held at once (MiB)")
+    ax.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    fig.alt = "Bytes held at once: " + "; ".join(
+        f"{n}: " + ", ".join(f"{k} {a.bytes / 2**20:.2f} MiB" for k, a in b.parts.items()) for n, b in named.items())
     return fig

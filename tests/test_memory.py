@@ -1,0 +1,190 @@
+"""The bill: what the formulas say is what autograd and the optimizer hold, to the byte."""
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.pytorch_utils import Conv1D
+
+import hra
+from hra import memory
+from tests.test_every_adapter import CASES
+
+PLAN = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16"}
+NO_LAYER = {"PrefixTuning", "PromptTuning"}  # the model is their layer
+
+
+class One(nn.Module):
+    """One layer, and nothing else that keeps anything: the loss is a sum."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def make(layout, d_out, d_in, bias, dtype):
+    torch.manual_seed(0)
+    layer = Conv1D(d_out, d_in) if layout == "Conv1D" else nn.Linear(d_in, d_out, bias=bias)
+    return One(layer).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", list(PLAN))
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16)])
+@pytest.mark.parametrize("layout", ["Linear", "Linear-bias", "Conv1D"])
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c[0].__name__ not in NO_LAYER])
+def test_the_derived_bill_is_the_measured_one(name, layout, shape, dtype):
+    cls, hyper = CASES[name][:2]
+    bias = layout != "Linear"
+    if cls.__name__ == "BitFit" and not bias:
+        pytest.skip("BitFit trains a bias")
+    model = make(layout, *shape, bias, dtype)
+    tuned = hra.attach(model, cls, targets="layer", **hyper)
+    for grad in (True, False):
+        x = torch.randn(3, 5, shape[1], dtype=dtype, requires_grad=grad)
+        derived = memory.cost(cls, *shape, tokens=15, plan=PLAN[dtype], bias=bias, input_grad=grad, **hyper)
+        assert memory.measure(tuned, {"x": x}) == derived, derived.kept
+
+
+def test_every_method_has_a_law():
+    for method in hra.METHODS.values():
+        if method.__name__ not in NO_LAYER:
+            assert memory.law(method).trained
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30), st.integers(1, 8))
+def test_lora_and_plain_fine_tuning_at_any_shape(d_out, d_in, tokens, r):
+    x = torch.randn(tokens, d_in, requires_grad=True)
+    model = One(nn.Linear(d_in, d_out, bias=False))
+    plain = memory.cost(None, d_out, d_in, tokens)
+    assert memory.measure(model, {"x": x}) == plain
+    assert plain.peak.numbers == 4 * d_out * d_in + tokens * d_in
+    r = min(r, d_out, d_in)
+    tuned = hra.attach(model, hra.LoRA, targets="layer", r=r)
+    bill = memory.cost(hra.LoRA, d_out, d_in, tokens, r=r)
+    assert memory.measure(tuned, {"x": x}) == bill
+    assert bill.peak.numbers == d_out * d_in + 4 * r * (d_in + d_out) + tokens * (d_in + r)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(24, 24, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        return self.q(x) + self.k(x) + self.v(x)
+
+
+@pytest.mark.parametrize(("dropout", "kept"), [(0.0, 24 + 3 * 4), (0.1, 3 * (24 + 24 + 4))])
+def test_layers_that_read_one_tensor_keep_it_once_unless_dropout_makes_copies(dropout, kept):
+    tuned = hra.attach(Attention(), hra.LoRA, r=4, dropout=dropout)
+    x = torch.randn(10, 24, requires_grad=True)
+    assert memory.measure(tuned, {"x": x}).activations.numbers == 10 * kept
+
+
+def gpt2():
+    return hra.zoo.gpt2("random", n_embd=48, n_layer=3, n_head=4, vocab_size=300, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0)
+
+
+def vit():
+    model = ViTForImageClassification(ViTConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=28, patch_size=7,
+        num_channels=1, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    model.loss_type = "ForSequenceClassification"
+    return model
+
+
+MODELS = {
+    "gpt2": (gpt2, lambda d: {"input_ids": torch.arange(64).view(2, 32), "labels": torch.arange(64).view(2, 32)},
+             ("c_attn", "c_attn|c_proj|c_fc", r"mlp\.c_proj", r"attn\.c_proj", r"h\.1.*c_fc")),
+    "vit": (vit, lambda d: {"pixel_values": torch.ones(2, 1, 28, 28, dtype=d), "labels": torch.tensor([1, 2])},
+            ("q_proj|v_proj", "", "fc2", "classifier", r"1.*o_proj")),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize("name", [n for n in ("LoRA", "LoRA-dropout", "FullFT", "LoRAFA", "DoRA", "VeRA") if n in CASES])
+def test_a_whole_models_bill_is_predicted(kind, name, dtype):
+    make, batch, places = MODELS[kind]
+    cls, hyper = CASES[name][:2]
+    for targets in places:
+        tuned = hra.attach(make().to(dtype), cls, targets=targets, **hyper)
+        assert memory.predict(tuned, batch(dtype)) == memory.measure(tuned, batch(dtype)), targets
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_ordinary_fine_tuning_of_everything_is_predicted(kind):
+    make, batch, _ = MODELS[kind]
+    model = make()
+    assert memory.predict(model, batch(torch.float32)) == memory.measure(model, batch(torch.float32))
+
+
+def test_measuring_changes_nothing():
+    model = gpt2()
+    model.config.use_cache = False
+    tuned = hra.attach(model, hra.LoRA, targets="c_attn", r=2, dropout=0.1)
+    before = copy.deepcopy(model.state_dict())
+    batch = MODELS["gpt2"][1](None)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first = memory.measure(tuned, batch)
+    assert first == memory.measure(tuned, batch) == memory.predict(tuned, batch)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters()) and not model.training
+
+
+def test_presets_have_their_published_sizes():
+    sizes = {n: p.parameters for n, p in memory.PRESETS.items()}
+    assert sizes["GPT-2 small"] == 124_439_808 and sizes["GPT-2 XL"] == 1_557_611_200
+    assert sizes["LLaMA-2 7B"] == 6_738_415_616 and sizes["ViT-B/16"] == 86_567_656
+    assert round(sizes["GPT-3 175B"] / 1e9) == 175
+
+
+def test_gpt3_adapter_file_is_36_mib():
+    bill = memory.preset_cost("GPT-3 175B", hra.LoRA, ["q", "v"], 0, "bf16", r=4)
+    assert bill.trained.numbers == 2 * 96 * 4 * 2 * 12288 == 18_874_368
+    assert bill.trained.bytes == 36 * 2**20
+    assert memory.preset_cost("GPT-3 175B", None, "all", 0, "bf16, fp32 masters").peak.bytes == 16 * bill_size("GPT-3 175B")
+
+
+def bill_size(name):
+    return memory.PRESETS[name].parameters
+
+
+def test_plans_and_printing():
+    bill = memory.cost(hra.LoRA, 768, 768, 1024, r=8, plan="bf16, fp32 masters")
+    n = 8 * (768 + 768)
+    assert bill.trained.bytes + bill.gradients.bytes + bill.moments.bytes == 16 * n
+    assert bill.weights.bytes == 2 * 768 * 768
+    assert "peak" in str(bill) and f"{n:,}" in str(bill)
+    assert "LoRA: weights" in bill.plot(LoRA=bill).words()
+
+
+@pytest.mark.parametrize(("kwargs", "error", "words"), [
+    ({"d_out": 0}, ValueError, "d_out=0"), ({"d_in": True}, ValueError, "d_in=True"), ({"tokens": -1}, ValueError, "tokens=-1"),
+    ({"plan": "fp8"}, ValueError, "The plans are"), ({"rank": 3}, TypeError, "no hyperparameter 'rank'")])
+def test_bad_arguments(kwargs, error, words):
+    with pytest.raises(error, match=words):
+        memory.cost(hra.LoRA, **{"d_out": 8, "d_in": 8, "tokens": 4, **kwargs})
+
+
+def test_what_cannot_be_predicted_or_measured():
+    with pytest.raises(ValueError, match="nothing of this model trains"):
+        memory.measure(nn.Linear(2, 2).requires_grad_(False), {})
+    with pytest.raises(ValueError, match=r"predict knows .* 'One'"):
+        memory.predict(make("Linear", 2, 2, False, torch.float32), {})
+    with pytest.raises(ValueError, match="dropout"):
+        memory.predict(hra.attach(hra.zoo.gpt2("random"), hra.LoRA, targets="c_attn"), MODELS["gpt2"][1](None))
+    with pytest.raises(ValueError, match="no preset"):
+        memory.preset_cost("GPT-5", None, "all", 0)
+    with pytest.raises(ValueError, match="no site 'x'"):
+        memory.preset_cost("GPT-2 XL", hra.LoRA, "x", 0)
