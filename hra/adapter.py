@@ -99,8 +99,7 @@ class Adapter(nn.Module):
 
     def generator(self, what: str = "") -> torch.Generator:
         """A CPU generator that depends on seed, site and `what` alone: the same draw on every device and dtype."""
-        digest = hashlib.sha256(f"{self.seed}\0{self.site}\0{what}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return generator(self.seed, self.site, what)
 
     def check_rank(self, r: Any) -> int:
         """`r` if it is an integer in 1 … min(d_out, d_in)."""
@@ -114,6 +113,24 @@ class Adapter(nn.Module):
 
     def extra_repr(self) -> str:
         return f"d_out={self.d_out}, d_in={self.d_in}"
+
+
+INTERNAL = ("self", "base", "site", "shared")  # arguments of a method's constructor that are no hyperparameters
+
+
+def generator(seed: int, site: str = "", what: str = "") -> torch.Generator:
+    """A CPU generator for one draw; `site=""` for what a whole model shares."""
+    digest = hashlib.sha256(f"{seed}\0{site}\0{what}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def check_count(name: str, value: Any, why: str = "") -> int:
+    """`value` if it is an integer of at least 1; TypeError or ValueError if not."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; an integer of at least 1 is needed{why}.")
+    if value < 1:
+        raise ValueError(f"{name}={value} is out of range: at least 1 is needed{why}.")
+    return value
 
 
 def check_number(name: str, value: Any, low: float, high: float, closed_low: bool = False) -> float:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hra import linear
-from hra.adapter import Adapter
+from hra.adapter import INTERNAL, Adapter
 
 # ---- the bill ------------------------------------------------------------------------------------
 
@@ -95,7 +95,8 @@ PLANS = {
 class Law:
     """Formulas in d_out, d_in and the hyperparameters. `token`: kept for every token; `once`: kept whatever their number.
 
-    An activation named "x" is the layer's input: layers that read one tensor keep it once.
+    An activation named "x" is the layer's input: layers that read one tensor keep it once. "y" is its output: the next
+    operation may keep it anyway.
     """
 
     trained: dict[str, str]
@@ -114,13 +115,52 @@ def _fullft() -> Law:
     return Law({"delta": "d_out*d_in"}, {"x": "d_in"})
 
 
+def _x(dropout: float, grad: bool) -> dict[str, str]:
+    """The input of a product whose weight trains: with dropout a copy, and a mask of its size if gradients flow on."""
+    return {"x": "d_in"} if not dropout else {"d(x)": "d_in"} | _mask(dropout, grad)
+
+
+def _mask(dropout: float, grad: bool) -> dict[str, str]:
+    return {"dropout's mask": "d_in"} if dropout and grad else {}
+
+
 def _lora(dropout: float = 0.0, grad: bool = True) -> Law:
-    x = {"x": "d_in"} if not dropout else {"d(x)": "d_in"} | ({"dropout's mask": "d_in"} if grad else {})
-    return Law({"A": "r*d_in", "B": "d_out*r"}, x | {"Ax": "r"})
+    return Law({"A": "r*d_in", "B": "d_out*r"}, _x(dropout, grad) | {"Ax": "r"})
+
+
+def _lorafa(dropout: float = 0.0, grad: bool = True) -> Law:
+    return Law({"B": "d_out*r"}, _mask(dropout, grad) | {"Ax": "r"}, frozen={"A": "r*d_in"})
+
+
+def _asylora(dropout: float = 0.0, grad: bool = True, train: str = "B") -> Law:
+    if train == "B":
+        return _lorafa(dropout, grad)
+    return Law({"A": "r*d_in"}, _x(dropout, grad), frozen={"B": "d_out*r"})
+
+
+def _dora(dropout: float = 0.0, grad: bool = True) -> Law:
+    y = {"gVd(x)": "d_out"} if dropout else {"y": "d_out"}
+    return Law({"A": "r*d_in", "B": "d_out*r", "m": "d_out"}, _x(dropout, grad) | {"Ax": "r"} | y,
+               {"norm": "d_out", "m/norm": "d_out"})
+
+
+def _vera() -> Law:
+    return Law({"b": "d_out", "d": "r"}, {"Ax": "r"}, frozen={"A": "r*d_in", "B": "d_out*r"}, shared=True)
+
+
+def _nola(dropout: float = 0.0, grad: bool = True) -> Law:
+    factors = {"B": "d_out*r"} | ({"A": "r*d_in"} if grad else {})
+    return Law({"alpha": "k", "beta": "l"}, _x(dropout, grad) | {"Ax": "r"}, factors, {"A0": "r*d_in"})
+
+
+def _pranc(grad: bool = True) -> Law:
+    return Law({"c": "m"}, {"x": "d_in"}, {"W": "d_out*d_in"} if grad else {})
 
 
 # The law of a class is that of its nearest ancestor here. A law takes those hyperparameters that change its form.
-LAWS: dict[str, Callable[..., Law]] = {"FullFT": _fullft, "LoRA": _lora}
+LAWS: dict[str, Callable[..., Law]] = {
+    "FullFT": _fullft, "LoRA": _lora, "LoRAFA": _lorafa, "AsyLoRA": _asylora, "DoRA": _dora, "VeRA": _vera, "NOLA": _nola,
+    "PRANC": _pranc}
 
 
 def law(method: type[Adapter] | None, grad: bool = True, **hyper: Any) -> Law:
@@ -142,7 +182,7 @@ def evaluate(formula: str, values: Mapping[str, Any]) -> int:
 
 def _hyper(method: type[Adapter], given: dict[str, Any]) -> dict[str, Any]:
     signature = inspect.signature(method.__init__).parameters
-    known = {k: p.default for k, p in signature.items() if k not in ("self", "base", "site")}
+    known = {k: p.default for k, p in signature.items() if k not in INTERNAL}
     for name in given:
         if name not in known:
             raise TypeError(f"{method.__name__} has no hyperparameter {name!r}. It has: {', '.join(known)}.")
@@ -266,8 +306,11 @@ class _Walk:
             self.keep("norms", tokens * (d + 2))  # the input; a mean and a deviation a token
             self.grad = True
 
-    def linear(self, name: str, x: str, tokens: int, whole: int | None = None) -> bool:
-        """A linear layer that reads `x`; True if its output needs a gradient. `whole`: numbers of x, if x is a view of more."""
+    def linear(self, name: str, x: str, tokens: int, whole: int | None = None, y_kept: bool = False) -> bool:
+        """A linear layer that reads `x`; True if its output needs a gradient.
+
+        whole: numbers of x, if x is a view of more. y_kept: the next operation keeps the output, if gradients flow.
+        """
         layer: Any = self.model.get_submodule(name)
         flows = self.grad
         if name in self.adapters:
@@ -279,6 +322,8 @@ class _Walk:
         else:
             return flows
         for key, formula in rule.token.items():
+            if key == "y" and y_kept:
+                continue
             if key != "x":
                 self.keep("adapters", tokens * evaluate(formula, values))
             elif x not in self.inputs:
@@ -307,7 +352,7 @@ def _gpt2(w: _Walk, batch: Mapping[str, Any]) -> None:
         p = f"transformer.h.{i}"
         stream = w.grad
         w.norm(f"{p}.ln_1", t, d)
-        w.grad = w.linear(f"{p}.attn.c_attn", f"{p}.ln_1", t)
+        w.grad = w.linear(f"{p}.attn.c_attn", f"{p}.ln_1", t, y_kept=True)
         if w.grad:
             w.keep("attention", 3 * t * d + 2 * t * d * bool(c.use_cache) + t * d)  # q k v, the cache's copies, the output
             w.keep("attention", t * c.n_head, 4)  # log-sum-exp
@@ -315,7 +360,7 @@ def _gpt2(w: _Walk, batch: Mapping[str, Any]) -> None:
         w.grad = w.linear(f"{p}.attn.c_proj", f"{p}.attention", t) or stream
         stream = w.grad
         w.norm(f"{p}.ln_2", t, d)
-        w.grad = w.linear(f"{p}.mlp.c_fc", f"{p}.ln_2", t)
+        w.grad = w.linear(f"{p}.mlp.c_fc", f"{p}.ln_2", t, y_kept=True)
         w.keep("GELU", 4 * t * inner * w.grad)  # the tanh form: x, x/2, tanh, 1 + tanh
         w.grad = w.linear(f"{p}.mlp.c_proj", f"{p}.gelu", t) or stream
     w.norm("transformer.ln_f", t, d)
@@ -334,7 +379,7 @@ def _vit(w: _Walk, batch: Mapping[str, Any]) -> None:
         p = f"vit.layers.{i}"
         stream = w.grad
         w.norm(f"{p}.layernorm_before", t, d)
-        w.grad = any([w.linear(f"{p}.attention.{k}_proj", f"{p}.before", t) for k in "qkv"])
+        w.grad = any([w.linear(f"{p}.attention.{k}_proj", f"{p}.before", t, y_kept=True) for k in "qkv"])
         if w.grad:
             w.keep("attention", 4 * t * d)
             w.keep("attention", t * c.num_attention_heads, 4)
@@ -342,7 +387,7 @@ def _vit(w: _Walk, batch: Mapping[str, Any]) -> None:
         w.grad = w.linear(f"{p}.attention.o_proj", f"{p}.attention", t) or stream
         stream = w.grad
         w.norm(f"{p}.layernorm_after", t, d)
-        w.grad = w.linear(f"{p}.mlp.fc1", f"{p}.after", t)
+        w.grad = w.linear(f"{p}.mlp.fc1", f"{p}.after", t, y_kept=True)
         w.keep("GELU", t * c.intermediate_size * w.grad)  # the exact form keeps its input alone
         w.grad = w.linear(f"{p}.mlp.fc2", f"{p}.gelu", t) or stream
     w.norm("vit.layernorm", t, d)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hra import __version__, io, linear
-from hra.adapter import Adapter
+from hra.adapter import INTERNAL, Adapter
 from hra.methods import METHODS
 
 
@@ -70,7 +70,7 @@ class Adapted:
     # ---- files ---------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The adapters' own tensors as `site.name`; nothing of the base."""
-        return {f"{site}.{k}": v for site, a in self.adapters.items() for k, v in a.own_tensors().items()}
+        return _tensors(self.adapters)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the adapters to one safetensors file (see `hra.io`); a failure leaves an older file as it was."""
@@ -113,7 +113,7 @@ def attach(model: nn.Module, method: type[Adapter], targets: str = "", **hyper: 
     """
     if not (isinstance(method, type) and issubclass(method, Adapter)) or method is Adapter:
         raise TypeError(f"method={method!r} is not a method of hra. There are: {', '.join(METHODS)}.")
-    known = [n for n in inspect.signature(method.__init__).parameters if n not in ("self", "base", "site")]
+    known = [n for n in inspect.signature(method.__init__).parameters if n not in INTERNAL]
     for name in hyper:
         if name not in known:
             raise TypeError(f"{method.__name__} has no hyperparameter {name!r}. It has: {', '.join(known)}.")
@@ -141,7 +141,7 @@ def load(model: nn.Module, path: str | os.PathLike[str], strict_base: bool = Tru
                                       f"{tuple(linear.weight(found[site]).shape)} in this model.")
 
     def check_and_copy(adapters: dict[str, Adapter]) -> None:
-        own = {f"{s}.{k}": v for s, a in adapters.items() for k, v in a.own_tensors().items()}
+        own = _tensors(adapters)
         gone, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         if gone and extra:
             raise io.AdapterFileError(f"{path} holds another method's tensors than {method.__name__}'s: "
@@ -167,6 +167,13 @@ def load(model: nn.Module, path: str | os.PathLike[str], strict_base: bool = Tru
         raise
     except (TypeError, ValueError) as e:
         raise io.AdapterFileError(f"{path}: {e}") from None
+
+
+def _tensors(adapters: dict[str, Adapter]) -> dict[str, torch.Tensor]:
+    """`site.name` → tensor; one that several sites share stands under the first of them."""
+    every = {f"{site}.{k}": v for site, a in adapters.items() for k, v in a.own_tensors().items()}
+    seen: set[int] = set()
+    return {k: v for k, v in every.items() if not (v.data_ptr() in seen or seen.add(v.data_ptr()))}  # type: ignore[func-returns-value]
 
 
 def _refuse_adapted(model: nn.Module) -> None:

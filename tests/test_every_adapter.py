@@ -11,12 +11,30 @@ from transformers.pytorch_utils import Conv1D
 import hra
 from hra.adapter import Adapter
 
+
+def SHARED(count):
+    """So many numbers for all sites together."""
+    return lambda m, n: count / 3  # the suite's model has three
+
+
 # name: (class, hyperparameters, how many numbers train at a d_out × d_in layer)
 CASES = {
     "FullFT": (hra.FullFT, {}, lambda m, n: m * n),
     "LoRA": (hra.LoRA, {"r": 4}, lambda m, n: 4 * (m + n)),
     "LoRA-dropout": (hra.LoRA, {"r": 3, "dropout": 0.2}, lambda m, n: 3 * (m + n)),
     "RsLoRA": (hra.RsLoRA, {"r": 4, "alpha": 2.0}, lambda m, n: 4 * (m + n)),
+    "LoRAPlus": (hra.LoRAPlus, {"r": 4, "ratio": 4.0}, lambda m, n: 4 * (m + n)),
+    "LoRAFA": (hra.LoRAFA, {"r": 4}, lambda m, n: 4 * m),
+    "LoRAFA-dropout": (hra.LoRAFA, {"r": 4, "dropout": 0.2}, lambda m, n: 4 * m),
+    "LoRAFA-project": (hra.LoRAFA, {"r": 4, "project": True}, lambda m, n: 4 * m),
+    "AsyLoRA-B": (hra.AsyLoRA, {"r": 4}, lambda m, n: 4 * m),
+    "AsyLoRA-A": (hra.AsyLoRA, {"r": 4, "train": "A"}, lambda m, n: 4 * n),
+    "DoRA": (hra.DoRA, {"r": 4}, lambda m, n: 4 * (m + n) + m),
+    "DoRA-norm": (hra.DoRA, {"r": 4, "detach_norm": False}, lambda m, n: 4 * (m + n) + m),
+    "DoRA-dropout": (hra.DoRA, {"r": 3, "dropout": 0.2}, lambda m, n: 3 * (m + n) + m),
+    "VeRA": (hra.VeRA, {"r": 10}, lambda m, n: m + 10),
+    "NOLA": (hra.NOLA, {"r": 4, "k": 9, "l": 11}, lambda m, n: 20),
+    "PRANC": (hra.PRANC, {"m": 30}, SHARED(30)),
 }
 
 
@@ -222,9 +240,10 @@ def test_same_seed_same_start_and_sites_differ(name, layout):
     again = hra.attach(copy.deepcopy(net), cls, **hyper).state_dict()
     assert all(torch.equal(first[k], again[k]) for k in first)
     other = hra.attach(copy.deepcopy(net), cls, seed=1, **hyper).state_dict()
-    drawn = [k for k in first if k.endswith(".A")]
+    drawn = [k for k in first if k.endswith((".A", ".B")) and first[k].any()]
     assert all(not torch.equal(first[k], other[k]) for k in drawn)
-    assert all(not torch.equal(first["square.A"][:, :12], first["fc.A"][:, :12]) for _ in drawn[:1])
+    for k in {k.split(".")[1] for k in drawn}:
+        assert not torch.equal(first[f"square.{k}"][:3, :3], first[f"fc.{k}"][:3, :3])
 
 
 def test_the_draw_does_not_touch_the_global_generator(name, layout):

@@ -20,7 +20,7 @@ MUTANTS = {
     "A and B both start at zero": (
         "methods/lora.py", "self.A.copy_(A)", "self.A.zero_()", "tests/test_every_adapter.py"),
     "the fast path forgets the scale": (
-        "methods/lora.py", "F.linear(self.scale * h, self.B)", "F.linear(h, self.B)", "tests/test_every_adapter.py"),
+        "methods/lora.py", "F.linear(self.scale * h, B)", "F.linear(h, B)", "tests/test_every_adapter.py"),
     "the fast path scales the bias": (
         "methods/lora.py", "return self.base(x) + F", "return self.base(x) * 1.01 + F", "tests/test_every_adapter.py"),
     "dropout also in eval": (
@@ -48,9 +48,9 @@ MUTANTS = {
         "methods/fullft.py", "self.delta = nn.Parameter(", "self.mask = self.W0 * 1\n        self.delta = nn.Parameter(",
         "tests/test_every_adapter.py"),
     "all layers share one draw": (
-        "adapter.py", "{self.seed}\\0{self.site}", "{self.seed}", "tests/test_every_adapter.py"),
+        "adapter.py", "{seed}\\0{site}", "{seed}", "tests/test_every_adapter.py"),
     "the seed is ignored": (
-        "adapter.py", "{self.seed}\\0{self.site}", "{self.site}", "tests/test_every_adapter.py"),
+        "adapter.py", "{seed}\\0{site}", "{site}", "tests/test_every_adapter.py"),
     "tensors do not follow the base's dtype": (
         "methods/lora.py", "self.W0.new_empty(r, self.d_in)", "torch.empty(r, self.d_in)", "tests/test_every_adapter.py"),
     "a failed attach leaves the model frozen": (

@@ -45,13 +45,19 @@ class LoRA(Adapter):
         self.A.copy_(A)
         self.B.zero_()
 
+    def factors(self) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
+        """(A, B), for methods that compute them or their gradients in another way."""
+        return self.A, self.B
+
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
-        return self.scale * self.B @ self.A
+        A, B = self.factors()
+        return self.scale * B @ A
 
     def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
         """x W0ᵀ + (α/r) (x Aᵀ) Bᵀ: r numbers pass between the two, ΔW is never formed."""
-        h = F.linear(F.dropout(x, self.dropout, self.training), self.A)
-        return self.base(x) + F.linear(self.scale * h, self.B)
+        A, B = self.factors()
+        h = F.linear(F.dropout(x, self.dropout, self.training), A)
+        return self.base(x) + F.linear(self.scale * h, B)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={self.r}, scale={self.scale:g}, dropout={self.dropout:g}"

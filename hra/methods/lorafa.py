@@ -1,0 +1,45 @@
+"""LoRA-FA: LoRA with a frozen A.  Zhang et al., 2023.  arXiv:2308.03303
+
+    ΔW = (α / r) B A        A: (r, d_in) random, frozen   B: (d_out, r), trained, starts at zero
+
+The backward pass needs x Aᵀ, r numbers a token, and never x. `project=True` replaces the gradient of B by
+g_B (A Aᵀ)⁻¹ / s², s = α / r: the step of B whose ΔW is nearest, in the Frobenius norm, to the dense gradient's.
+"""
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hra.methods.lora import LoRA
+
+
+class LoRAFA(LoRA):
+    """Trains the r · d_out numbers of B. Raises what LoRA raises, TypeError for a `project` that is no bool."""
+
+    def __init__(self, base: nn.Module, r: int = 8, alpha: float = 16.0, dropout: float = 0.0, project: bool = False, *,
+                 seed: int = 0, site: str = "") -> None:
+        super().__init__(base, r, alpha, dropout, seed=seed, site=site)
+        if not isinstance(project, bool):
+            raise TypeError(f"project={project!r} must be True or False.")
+        self.project = project
+        self.A.requires_grad_(False)
+
+    def factors(self) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
+        return self.A, _Project.apply(self.B, self.A, self.scale) if self.project else self.B
+
+
+class _Project(torch.autograd.Function):
+    """B itself; its gradient g becomes g (A Aᵀ)⁻¹ / s²."""
+
+    @staticmethod
+    def forward(ctx: Any, B: Tensor, A: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(A)
+        ctx.scale = scale
+        return B.view_as(B)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        A = ctx.saved_tensors[0].double()
+        inverse = torch.linalg.pinv(A @ A.T, hermitian=True)  # r × r
+        return (g.double() @ inverse / ctx.scale**2).to(g.dtype), None, None

@@ -1,0 +1,112 @@
+"""VeRA: vectors on a shared random pair.  Kopiczko et al., 2023.  arXiv:2310.11454
+
+    ΔW = Λ_b B Λ_d A        A: (r, d_in), B: (d_out, r) frozen, one pair for all sites   b: (d_out,)   d: (r,)      (eq. 2)
+
+A and B are drawn once, for the largest layer, and every site takes their first d_in columns and d_out rows. Kaiming-uniform
+(variance 2 / fan-in). b starts at zero, d at `d_init`.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hra import linear
+from hra.adapter import Adapter, check_count, check_number, generator
+
+
+class Pair(nn.Module):
+    """The frozen A (r, d_in) and B (d_out, r); a module of its own, so that it moves once and is shared for good."""
+
+    A: Tensor
+    B: Tensor
+
+    def __init__(self, r: int, d_out: int, d_in: int, seed: int, like: Tensor) -> None:
+        super().__init__()
+        for name, shape in (("A", (r, d_in)), ("B", (d_out, r))):
+            bound = (6 / shape[1]) ** 0.5
+            draw = torch.empty(shape).uniform_(-bound, bound, generator=generator(seed, what=f"VeRA {name}"))
+            self.register_buffer(name, draw.to(like), persistent=False)
+
+
+class VeRA(Adapter):
+    """Trains d_out + r numbers; r may exceed d_out and d_in. Raises TypeError or ValueError for r below 1 or d_init = 0."""
+
+    b: Float[Tensor, " d_out"]
+    d: Float[Tensor, " r"]
+
+    def __init__(self, base: nn.Module, r: int = 256, d_init: float = 0.1, *, shared: Pair | None = None, seed: int = 0,
+                 site: str = "") -> None:
+        super().__init__(base, seed=seed, site=site)
+        self.r = check_count("r", r)
+        check_number("d_init", d_init, float("-inf"), float("inf"))
+        if d_init == 0:
+            raise ValueError("d_init=0 would leave both gradients at zero for ever; the paper uses 0.1.")
+        self.pair = shared or Pair(r, self.d_out, self.d_in, seed, self.W0)
+        self.b = nn.Parameter(self.W0.new_zeros(self.d_out))
+        self.d = nn.Parameter(self.W0.new_full((r,), d_init))
+
+    @classmethod
+    def plan(cls, sites: dict[str, nn.Module], **hyper: Any) -> dict[str, dict[str, Any]]:
+        """One pair for all sites, as large as the largest of them needs."""
+        W = [linear.weight(layer) for layer in sites.values()]
+        r = check_count("r", hyper.get("r", 256))
+        pair = Pair(r, max(w.shape[0] for w in W), max(w.shape[1] for w in W), hyper.get("seed", 0), W[0])
+        return {name: dict(hyper, site=name, shared=pair) for name in sites}
+
+    @property
+    def A(self) -> Float[Tensor, "r {self.d_in}"]:
+        return self.pair.A[:, : self.d_in]
+
+    @property
+    def B(self) -> Float[Tensor, "{self.d_out} r"]:
+        return self.pair.B[: self.d_out]
+
+    def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
+        return self.b[:, None] * (self.B @ (self.d[:, None] * self.A))
+
+    def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
+        """Keeps x Aᵀ, r numbers a token: B Λ_d A x, d_out of them, is never needed again (see the backward pass)."""
+        return _Vectors.apply(x, self.W0, self.bias, self.A, self.B, self.b, self.d)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, r={self.r}"
+
+
+def _dense_is_cheaper(tokens: int, m: int, n: int) -> bool:
+    """Whether one product B Λ_d A (m·n·r) costs less than the two thin ones over all tokens (tokens·r·(m + n))."""
+    return m * n < tokens * (m + n) / 2
+
+
+class _Vectors(torch.autograd.Function):
+    """x W0ᵀ + b ⊙ ((d ⊙ x Aᵀ) Bᵀ) + bias. Keeps h = x Aᵀ. With P = gᵀ h: ∂b = rowsum(P Λ_d ⊙ B), ∂d = colsum(Λ_b P ⊙ B)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
+        h = F.linear(x, A)
+        ctx.save_for_backward(W0, A, B, b, d, h)
+        ctx.dtype = x.dtype
+        if _dense_is_cheaper(h.numel() // len(d), *W0.shape):
+            return F.linear(x, torch.addcmul(W0, b[:, None], B @ (d[:, None] * A)), bias)
+        y = F.linear(x, W0, bias)
+        return y + F.linear(h * d.to(h.dtype), (b[:, None] * B).to(h.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None, Tensor, Tensor]:
+        kept = ctx.saved_tensors
+        W0, A, B, b, d, h = (t.to(g.dtype) for t in kept)
+        rows, h = g.reshape(-1, g.shape[-1]), h.reshape(-1, h.shape[-1])
+        P = (rows.T @ h) * B
+        dx = None
+        if ctx.needs_input_grad[0]:
+            if _dense_is_cheaper(len(rows), *W0.shape):
+                dx = rows @ torch.addcmul(W0, b[:, None], B @ (d[:, None] * A))
+            else:
+                dx = (rows @ W0).addmm_((rows @ (b[:, None] * B)) * d, A)
+            dx = dx.view(*g.shape[:-1], -1).to(ctx.dtype)
+        return dx, None, None, None, None, (P @ d).to(kept[3].dtype), (b @ P).to(kept[4].dtype)
