@@ -27,6 +27,23 @@ MUTANTS = {
         "methods/lora.py", "self.dropout, self.training)", "self.dropout, True)", "tests/test_every_adapter.py"),
     "rsLoRA keeps LoRA's scale": (
         "methods/rslora.py", "alpha / math.sqrt(r)", "alpha / r", "tests/test_lora.py"),
+    "DoRA scales the bias": (
+        "methods/dora.py", "torch.addcmul(bias.to(p.dtype), p, gamma.to(p.dtype))", "(p + bias) * gamma",
+        "tests/test_lora_family.py"),
+    "DoRA's norm forgets the cross term": (
+        "methods/dora.py", "2 * s * (W0 @ A.T) + s * s", "s * s", "tests/test_lora_family.py"),
+    "VeRA draws a pair for each layer": (
+        "methods/vera.py", "site=name, shared=pair)", "site=name)", "tests/test_lora_family.py"),
+    "LoRA+ forgets the ratio": (
+        "methods/loraplus.py", "self.ratio * lr", "lr", "tests/test_lora_family.py"),
+    "LoRA-FA trains A": (
+        "methods/lorafa.py", "self.A.requires_grad_(False)", "self.A.requires_grad_(True)", "tests/test_lora_family.py"),
+    "LoRA-FA's projection forgets the scale": (
+        "methods/lorafa.py", "g.double() @ inverse / ctx.scale**2", "g.double() @ inverse", "tests/test_lora_family.py"),
+    "NOLA draws other bases in the backward pass": (
+        "bases.py", "draws(ctx.seed, count", "draws(ctx.seed + 1, count", "tests/test_lora_family.py"),
+    "the bill forgets that dropout keeps a mask": (
+        "memory.py", 'return {"dropout\'s mask": "d_in"} if dropout and grad else {}', "return {}", "tests/test_memory.py"),
     "Conv1D is forgotten": (
         "linear.py", "return W.T if is_conv1d(layer) else W", "return W", "tests/test_every_adapter.py"),
     "Conv1D is no target": (
