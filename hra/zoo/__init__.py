@@ -1,7 +1,8 @@
 """Small models, really pretrained, in the repository; and any other GPT-2 by the same call.
 
 `gpt2("tiny")`: 3 M parameters, pretrained by `python -m hra.zoo.pretrain gpt2-tiny` on the addresses in `hra.data`
-(see the card in `hra/zoo/gpt2-tiny/README.md`).
+(see the card in `hra/zoo/gpt2-tiny/README.md`). `vit("tiny")`: 0.8 M parameters, pretrained on the digits in `hra.data.digits`;
+`vit("tiny-0-5")` has seen the digits 0 to 5 only.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import torch
 
 _HERE = Path(__file__).parent
 _OURS = {"tiny": "gpt2-tiny"}
+_VITS = {"tiny": "vit-tiny", "tiny-0-5": "vit-tiny-0-5"}
 
 
 @cache
@@ -44,26 +46,58 @@ def gpt2(name: str = "tiny", **config: Any) -> Any:
     if config:
         raise TypeError(f"gpt2({name!r}) takes no further arguments; {sorted(config)} belong to gpt2('random', ...).")
     if name in _OURS:
-        from safetensors.torch import load_file
-
         folder = _checked(_HERE / _OURS[name])
-        with torch.random.fork_rng():
-            model = GPT2LMHeadModel(GPT2Config.from_pretrained(folder))
-        state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
-        missing, extra = model.load_state_dict(state, strict=False)
-        if extra or set(missing) - {"lm_head.weight"}:
-            raise ValueError(f"{folder.name} does not hold the tensors of a GPT-2: missing {missing}, unexpected {extra}.")
-        model.tie_weights()
-        return _ready(model)
+        return _ready(_own(GPT2LMHeadModel, GPT2Config, folder))
     try:
         return _ready(GPT2LMHeadModel.from_pretrained(name))
     except Exception as e:
-        raise OSError(_absent(name, e)) from e
+        raise OSError(_absent(name, e, "gpt2", _OURS)) from e
 
 
-def _ready(model: Any) -> Any:
+def vit(name: str = "tiny", **config: Any) -> Any:
+    """A transformers ViTForImageClassification in eval mode, float32; images as `hra.data.digits.image_batches` gives them.
+
+    name: "tiny" (ours, offline: the ten digits), "tiny-0-5" (ours: trained on 0 to 5, with a head for all ten), "random" (fresh
+    weights, `config` as for ViTConfig, plus `seed`), or a hub id or a folder. Raises OSError, saying what to do, when that is
+    absent and there is no network.
+    """
+    from transformers import ViTConfig, ViTForImageClassification
+
+    if name == "random":
+        seed = config.pop("seed", 0)
+        base = {"image_size": 28, "patch_size": 7, "num_channels": 1, "hidden_size": 32, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "intermediate_size": 64, "num_labels": 10}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return _ready(ViTForImageClassification(ViTConfig(**{**base, **config})), "ForSequenceClassification")
+    if config:
+        raise TypeError(f"vit({name!r}) takes no further arguments; {sorted(config)} belong to vit('random', ...).")
+    if name in _VITS:
+        folder = _checked(_HERE / _VITS[name])
+        return _ready(_own(ViTForImageClassification, ViTConfig, folder), "ForSequenceClassification")
+    try:
+        return _ready(ViTForImageClassification.from_pretrained(name), "ForSequenceClassification")
+    except Exception as e:
+        raise OSError(_absent(name, e, "vit", _VITS)) from e
+
+
+def _own(kind: Any, config: Any, folder: Path) -> Any:
+    """The model of `kind` whose fp16 weights are in `folder`, in fp32."""
+    from safetensors.torch import load_file
+
+    with torch.random.fork_rng():
+        model = kind(config.from_pretrained(folder))
+    state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    missing, extra = model.load_state_dict(state, strict=False)
+    if extra or set(missing) - {"lm_head.weight"}:
+        raise ValueError(f"{folder.name} does not hold the tensors of a {kind.__name__}: missing {missing}, extra {extra}.")
+    model.tie_weights()
+    return model
+
+
+def _ready(model: Any, loss: str = "ForCausalLM") -> Any:
     """In eval mode, and told which loss it has: transformers does not know it from the class's name and warns."""
-    model.loss_type = "ForCausalLM"
+    model.loss_type = loss
     return model.eval()
 
 
@@ -76,12 +110,12 @@ def tokenizer(name: str = "tiny") -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as e:
-        raise OSError(_absent(name, e)) from e
+        raise OSError(_absent(name, e, "tokenizer", _OURS)) from e
 
 
-def _absent(name: str, e: Exception) -> str:
-    return (f"{name!r} could not be loaded: it is neither a model of hra ({', '.join(_OURS)}) nor a folder here, and the "
-            f"model hub did not give it ({type(e).__name__}). Offline, use gpt2('tiny'), or download the model on a "
+def _absent(name: str, e: Exception, kind: str, ours: dict[str, str]) -> str:
+    return (f"{name!r} could not be loaded: it is neither a model of hra ({', '.join(ours)}) nor a folder here, and the "
+            f"model hub did not give it ({type(e).__name__}). Offline, use {kind}('tiny'), or download the model on a "
             "machine with a network (hf download) and give the folder's path.")
 
 
