@@ -25,14 +25,16 @@ class Adapter(nn.Module):
     `seed` and `site` (the layer's dotted name) together seed whatever is drawn: two layers never share a draw.
     """
 
+    no_delta = ""  # why there is no ΔW, for a method that has none
+    whole_model = False  # whether the model itself is the layer (see `hra.whole`)
+
     def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:
         super().__init__()
         if isinstance(base, Adapter):
             raise TypeError(f"the layer already holds a {type(base).__name__} adapter; detach or merge it first.")
         if not linear.is_linear(base):
             raise TypeError(f"{type(self).__name__} needs a linear layer (nn.Linear or Conv1D), got {type(base).__name__}.")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed={seed!r} must be an integer.")
+        check_seed(seed)
         self.seed, self.site = seed, site
         self.base = base.requires_grad_(False)
         self.d_out, self.d_in = linear.weight(base).shape
@@ -56,7 +58,9 @@ class Adapter(nn.Module):
     # ---- the map -------------------------------------------------------------------------------
     def delta_weight(self) -> Tensor:
         """ΔW, (d_out, d_in), differentiable in the adapter's parameters."""
-        raise NotImplementedError(f"{type(self).__name__} defines no delta_weight.")
+        why = self.no_delta or "it does not define delta_weight"
+        raise TypeError(f"{type(self).__name__} has no ΔW: {why}. It cannot be merged; keep the adapter in the model, or "
+                        "detach it.")
 
     def forward(self, x: Tensor) -> Tensor:
         """The definition. A subclass may override it with a cheaper equal; tests hold the two together."""
@@ -68,7 +72,8 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """A plain layer, of the base's own type, that computes the same map."""
-        return linear.with_weight(self.base, self.W0 + self.delta_weight())
+        delta = self.delta_weight()
+        return linear.with_weight(self.base, self.W0 + delta)
 
     @torch.no_grad()
     def absorb_(self) -> None:
@@ -91,6 +96,23 @@ class Adapter(nn.Module):
     def plan(cls, sites: dict[str, nn.Module], **hyper: Any) -> dict[str, dict[str, Any]]:
         """Keyword arguments of each site's adapter; override to share tensors or decide globally."""
         return {name: dict(hyper, site=name) for name in sites}
+
+    def install(self, model: nn.Module) -> None:
+        """Take the layer's place in the model."""
+        model.set_submodule(self.site, self)
+
+    def release(self, model: nn.Module) -> None:
+        """Put the layer back in its place, as it was."""
+        self.base.train(self.training)
+        model.set_submodule(self.site, self.base)
+
+    def base_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """What of the model the adapter depends on, under the names by which a file's fingerprint knows it."""
+        return {self.site: self.W0}
+
+    def packed(self, hyper: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, hyperparameters) as a file holds them."""
+        return self.own_tensors(), hyper
 
     # ---- helpers -------------------------------------------------------------------------------
     def own_tensors(self) -> dict[str, Tensor]:
@@ -122,6 +144,11 @@ def generator(seed: int, site: str = "", what: str = "") -> torch.Generator:
     """A CPU generator for one draw; `site=""` for what a whole model shares."""
     digest = hashlib.sha256(f"{seed}\0{site}\0{what}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed={seed!r} must be an integer.")
 
 
 def check_count(name: str, value: Any, why: str = "") -> int:

@@ -1,8 +1,8 @@
 """Adapter files: one safetensors file an adapter, everything that a loader must know in its metadata. Never pickle.
 
 Metadata (all strings, as the format demands): `format` = "hra", `format_version`, `hra_version`, `method`, `hyper` (JSON),
-`sites` (JSON: site → [d_out, d_in]), `base` (JSON: hashes of the adapted weights' shapes and values), `checksum` (SHA-256
-over all other metadata and over every tensor's name, dtype, shape and bytes).
+`sites` (JSON: site → [d_out, d_in], or [] for the model itself), `base` (JSON: hashes of the
+adapted weights' shapes and values), `checksum` (SHA-256 over all other metadata and over every tensor's name, dtype, shape and bytes).
 """
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
                 raise ValueError(f"{k} is not an object")
         metadata["method"], metadata["checksum"] = raw["method"], raw["checksum"]
         for site, shape in metadata["sites"].items():
-            if not (isinstance(shape, list) and len(shape) == 2 and all(type(d) is int for d in shape)):
+            if not (isinstance(shape, list) and len(shape) in (0, 2) and all(type(d) is int for d in shape)):
                 raise ValueError(f"the shape of {site} is {shape!r}")
     except (KeyError, ValueError) as e:
         raise AdapterFileError(f"{path}: the metadata does not parse: {e}.") from None

@@ -157,10 +157,26 @@ def _pranc(grad: bool = True) -> Law:
     return Law({"c": "m"}, {"x": "d_in"}, {"W": "d_out*d_in"} if grad else {})
 
 
+def _bitfit() -> Law:
+    return Law({"delta_b": "d_out"})
+
+
+def _bottleneck(extra: str) -> dict[str, str]:
+    return {"W_d": "r*d_out", "b_d": "r", "W_u": "d_out*r", "b_u": "d_out"} | ({"LN": extra} if extra else {})
+
+
+def _houlsby() -> Law:
+    return Law(_bottleneck(""), {"y of the base": "d_out", "before gelu": "r", "after gelu": "r"})
+
+
+def _linadapter() -> Law:
+    return Law(_bottleneck("2*d_out"), {"y of the base": "d_out", "mean and deviation": "2", "LN": "d_out", "after relu": "r"})
+
+
 # The law of a class is that of its nearest ancestor here. A law takes those hyperparameters that change its form.
 LAWS: dict[str, Callable[..., Law]] = {
     "FullFT": _fullft, "LoRA": _lora, "LoRAFA": _lorafa, "AsyLoRA": _asylora, "DoRA": _dora, "VeRA": _vera, "NOLA": _nola,
-    "PRANC": _pranc}
+    "PRANC": _pranc, "BitFit": _bitfit, "Houlsby": _houlsby, "LinAdapter": _linadapter}
 
 
 def law(method: type[Adapter] | None, grad: bool = True, **hyper: Any) -> Law:

@@ -50,18 +50,25 @@ class Adapted:
     # ---- back to a plain model -----------------------------------------------------------------
     def detach(self) -> nn.Module:
         """The model as it was before `attach`, bit for bit."""
-        return self._replace({name: a.base for name, a in self.adapters.items()})
+        self._refuse_empty()
+        for a in self.adapters.values():
+            a.release(self.model)
+        return self._plain()
 
     def merge(self) -> nn.Module:
         """The plain model that computes the same map; nothing of hra is left in it."""
-        return self._replace({name: a.merged() for name, a in self.adapters.items()})
+        self._refuse_empty()
+        layers = {name: a.merged() for name, a in self.adapters.items()}
+        for name, a in self.adapters.items():
+            a.release(self.model)
+            self.model.set_submodule(name, layers[name].train(a.training))
+        return self._plain()
 
-    def _replace(self, layers: dict[str, nn.Module]) -> nn.Module:
+    def _refuse_empty(self) -> None:
         if not self.adapters:
             raise RuntimeError("the adapters are gone already: this model was detached or merged.")
-        for name, layer in layers.items():
-            layer.train(self.adapters[name].training)
-            self.model.set_submodule(name, layer)
+
+    def _plain(self) -> nn.Module:
         for name, p in self.model.named_parameters():
             p.requires_grad_(self._required_grad.get(name, p.requires_grad))
         self.adapters = {}
@@ -76,22 +83,27 @@ class Adapted:
         """Write the adapters to one safetensors file (see `hra.io`); a failure leaves an older file as it was."""
         if not self.adapters:
             raise RuntimeError("nothing to save: this model was detached or merged.")
-        io.write(path, self.state_dict(), {
-            "method": self.method.__name__, "hyper": self.hyper, "hra_version": __version__,
-            "sites": {site: [a.d_out, a.d_in] for site, a in self.adapters.items()},
-            "base": io.fingerprint({site: a.W0 for site, a in self.adapters.items()})})
+        tensors, hyper = _packed(self.adapters, self.hyper)
+        io.write(path, tensors, {
+            "method": self.method.__name__, "hyper": hyper, "hra_version": __version__, "sites": self._sites(),
+            "base": io.fingerprint(_base(self.model, self.adapters))})
+
+    def _sites(self) -> dict[str, list[int]]:
+        return {site: [] if a.whole_model else [a.d_out, a.d_in] for site, a in self.adapters.items()}
 
     # ---- to look at ----------------------------------------------------------------------------
     def rows(self) -> list[tuple[str, tuple[int, int], int, float]]:
         """(site, (d_out, d_in), trained numbers, their share of the layer's weight) of every adapter."""
         counts = {s: sum(p.numel() for p in a.parameters() if p.requires_grad) for s, a in self.adapters.items()}
-        return [(s, (a.d_out, a.d_in), counts[s], counts[s] / (a.d_out * a.d_in)) for s, a in self.adapters.items()]
+        shapes = {s: (a.d_out, a.d_in) for s, a in self.adapters.items() if not a.whole_model}
+        return [(s, shapes[s], counts[s], counts[s] / (shapes[s][0] * shapes[s][1])) for s in shapes]
 
     def __str__(self) -> str:
         hyper = ", ".join(f"{k}={v!r}" for k, v in self.hyper.items())
         width = max([4, *(len(s) for s in self.adapters)])
         total = sum(p.numel() for p in self.model.parameters())
-        lines = [f"{self.method.__name__}({hyper}) at {len(self.adapters)} sites",
+        where = "in the model" if self.method.whole_model else f"at {len(self.adapters)} sites"
+        lines = [f"{self.method.__name__}({hyper}) {where}",
                  f"{'site':<{width}}  {'(d_out, d_in)':>14}  {'trained':>12}  share"]
         lines += [f"{s:<{width}}  {d!s:>14}  {n:>12,}  {share:6.2%}" for s, d, n, share in self.rows()]
         lines.append(f"{'all':<{width}}  {'':>14}  {self.num_trainable:>12,}  {self.num_trainable / max(total, 1):6.2%}"
@@ -118,7 +130,9 @@ def attach(model: nn.Module, method: type[Adapter], targets: str = "", **hyper: 
         if name not in known:
             raise TypeError(f"{method.__name__} has no hyperparameter {name!r}. It has: {', '.join(known)}.")
     _refuse_adapted(model)
-    return _attach(model, method, linear.sites(model, targets), hyper)
+    if method.whole_model and targets:
+        raise ValueError(f"{method.__name__} has the model itself as its layer: leave targets={targets!r} out.")
+    return _attach(model, method, {"": model} if method.whole_model else linear.sites(model, targets), hyper)
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], strict_base: bool = True) -> Adapted:
@@ -131,17 +145,19 @@ def load(model: nn.Module, path: str | os.PathLike[str], strict_base: bool = Tru
     if meta["method"] not in METHODS:
         raise io.AdapterFileError(f"{path} holds an unknown method {meta['method']!r}. Known: {', '.join(METHODS)}.")
     method, every = METHODS[meta["method"]], dict(linear.linears(model))
+    if method.whole_model:
+        every = {"": model}
     missing = [s for s in meta["sites"] if s not in every]
     if missing:
         raise io.AdapterFileError(f"{path} is for another base: it adapts {missing[0]}, which this model does not have.")
     found = {s: every[s] for s in meta["sites"]}
     for site, shape in meta["sites"].items():
-        if list(linear.weight(found[site]).shape) != shape:
+        if not method.whole_model and list(linear.weight(found[site]).shape) != shape:
             raise io.AdapterFileError(f"{path} is for another base: {site} is {tuple(shape)} there, "
                                       f"{tuple(linear.weight(found[site]).shape)} in this model.")
 
     def check_and_copy(adapters: dict[str, Adapter]) -> None:
-        own = _tensors(adapters)
+        own = _packed(adapters, meta["hyper"])[0]
         gone, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         if gone and extra:
             raise io.AdapterFileError(f"{path} holds another method's tensors than {method.__name__}'s: "
@@ -154,7 +170,7 @@ def load(model: nn.Module, path: str | os.PathLike[str], strict_base: bool = Tru
             if v.shape != tensors[k].shape:
                 raise io.AdapterFileError(f"{path}: {k} has the wrong shape {tuple(tensors[k].shape)}; "
                                           f"{method.__name__} needs {tuple(v.shape)}.")
-        if strict_base and io.fingerprint({s: linear.weight(m) for s, m in found.items()}) != meta["base"]:
+        if strict_base and io.fingerprint(_base(model, adapters)) != meta["base"]:
             raise io.AdapterFileError(f"{path} is for another base: this model's adapted weights differ from those it was "
                                       "trained on. Load the right model, or pass strict_base=False.")
         io.verify(path, tensors, meta)
@@ -170,10 +186,28 @@ def load(model: nn.Module, path: str | os.PathLike[str], strict_base: bool = Tru
 
 
 def _tensors(adapters: dict[str, Adapter]) -> dict[str, torch.Tensor]:
-    """`site.name` → tensor; one that several sites share stands under the first of them."""
-    every = {f"{site}.{k}": v for site, a in adapters.items() for k, v in a.own_tensors().items()}
+    """`site.name` → tensor; one that several sites share stands under the first of them, once."""
+    return _once({f"{site}.{k}": v for site, a in adapters.items() for k, v in a.own_tensors().items()})
+
+
+def _once(every: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     return {k: v for k, v in every.items() if not (v.data_ptr() in seen or seen.add(v.data_ptr()))}  # type: ignore[func-returns-value]
+
+
+def _packed(adapters: dict[str, Adapter], hyper: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(tensors, hyperparameters) of an adapter file."""
+    every: dict[str, torch.Tensor] = {}
+    written = hyper
+    for site, a in adapters.items():
+        own, written = a.packed(hyper)
+        every |= {f"{site}.{k}": v for k, v in own.items()}
+    return _once(every), written
+
+
+def _base(model: nn.Module, adapters: dict[str, Adapter]) -> dict[str, torch.Tensor]:
+    """What of the model the adapters depend on."""
+    return {k: v for a in adapters.values() for k, v in a.base_tensors(model).items()}
 
 
 def _refuse_adapted(model: nn.Module) -> None:
@@ -185,9 +219,11 @@ def _refuse_adapted(model: nn.Module) -> None:
 def _attach(model: nn.Module, method: type[Adapter], found: dict[str, nn.Module], hyper: dict[str, Any],
             prepare: Any = None) -> Adapted:
     """Build every adapter first, install them only when all of them stand."""
-    if "" in found:
+    if "" in found and not method.whole_model:
         raise ValueError(f"the model is itself a linear layer; build the adapter directly: hra.{method.__name__}(layer).")
     for name, layer in found.items():
+        if method.whole_model:
+            break
         names = linear.owners(model, layer.weight)  # type: ignore[arg-type]
         if len(names) > 1:
             raise ValueError(f"{name}.weight is tied: the model holds the same tensor as {' and '.join(names)}. An adapter "
@@ -203,6 +239,6 @@ def _attach(model: nn.Module, method: type[Adapter], found: dict[str, nn.Module]
             p.requires_grad_(before[name])
         raise
     model.requires_grad_(False)
-    for name, a in adapters.items():
-        model.set_submodule(name, a)
+    for a in adapters.values():
+        a.install(model)
     return Adapted(model, adapters, method, dict(hyper), before)

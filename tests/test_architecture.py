@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 HRA = Path(__file__).resolve().parents[1] / "hra"
-FLOOR = {"linear": 0, "bases": 0, "analysis": 0, "data": 0, "zoo": 0, "adapter": 1, "methods": 3, "schedules": 3, "io": 3,
-         "model": 4, "memory": 4, "train": 4, "viz": 5}
+FLOOR = {"linear": 0, "bases": 0, "analysis": 0, "data": 0, "zoo": 0, "adapter": 1, "whole": 2, "methods": 3,
+         "schedules": 3, "io": 3, "model": 4, "memory": 4, "train": 4, "viz": 5}
 SAME_FLOOR = {"methods", "analysis", "viz", "zoo", "data"}  # packages whose own files may import each other
 UP = {("train", "viz"), ("memory", "viz"), ("zoo", "data")}  # a log plots itself; pretraining reads the corpora
 
@@ -59,5 +59,8 @@ def test_import_hra_is_light():
 
 def test_every_method_is_in_the_suite():
     import hra
+    from tests.test_before_lora import WHOLE
     from tests.test_every_adapter import CASES
-    assert {c[0] for c in CASES.values()} == set(hra.METHODS.values())
+    layers = {c[0] for c in CASES.values()}
+    assert layers | set(WHOLE) == set(hra.METHODS.values())
+    assert not any(m.whole_model for m in layers) and all(m.whole_model for m in WHOLE)

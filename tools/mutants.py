@@ -44,6 +44,17 @@ MUTANTS = {
         "bases.py", "draws(ctx.seed, count", "draws(ctx.seed + 1, count", "tests/test_lora_family.py"),
     "the bill forgets that dropout keeps a mask": (
         "memory.py", 'return {"dropout\'s mask": "d_in"} if dropout and grad else {}', "return {}", "tests/test_memory.py"),
+    "BitFit edits the pretrained bias": (
+        "linear.py", "new = copy.deepcopy(layer)", "new = layer", "tests/test_before_lora.py"),
+    "the bottleneck forgets its skip connection": (
+        "methods/houlsby.py", "return h + F.linear", "return F.linear", "tests/test_every_adapter.py"),
+    "a prefix moves the text's positions": (
+        "methods/prefixtuning.py", "text = seen - self.n", "text = seen", "tests/test_before_lora.py"),
+    "a prompt's labels are counted": (
+        "methods/prompttuning.py", "labels.new_full((rows, self.n), -100)", "labels.new_full((rows, self.n), 0)",
+        "tests/test_before_lora.py"),
+    "hooks stay after detach": (
+        "whole.py", "                    del hooks[key]\n", "", "tests/test_before_lora.py"),
     "Conv1D is forgotten": (
         "linear.py", "return W.T if is_conv1d(layer) else W", "return W", "tests/test_every_adapter.py"),
     "Conv1D is no target": (
@@ -52,14 +63,14 @@ MUTANTS = {
     "the rest of the model trains too": (
         "model.py", "    model.requires_grad_(False)\n", "", "tests/test_every_adapter.py"),
     "detach subtracts instead of putting back": (
-        "model.py", "{name: a.base for name, a in self.adapters.items()}",
-        "{n: linear.with_weight(a.base, a.W0 + a.delta_weight() - a.delta_weight()) for n, a in self.adapters.items()}",
+        "adapter.py", "model.set_submodule(self.site, self.base)",
+        "model.set_submodule(self.site, linear.with_weight(self.base, self.W0 + 0.1 - 0.1))",
         "tests/test_every_adapter.py"),
     "requires_grad is not given back": (
         "model.py", "p.requires_grad_(self._required_grad.get(name, p.requires_grad))", "p.requires_grad_(True)",
         "tests/test_every_adapter.py"),
     "merge leaves ΔW out": (
-        "adapter.py", "linear.with_weight(self.base, self.W0 + self.delta_weight())",
+        "adapter.py", "linear.with_weight(self.base, self.W0 + delta)",
         "linear.with_weight(self.base, self.W0)", "tests/test_every_adapter.py"),
     "a tensor hides outside the state dict": (
         "methods/fullft.py", "self.delta = nn.Parameter(", "self.mask = self.W0 * 1\n        self.delta = nn.Parameter(",

@@ -80,19 +80,19 @@ def lm_batches(ids: Tensor, batch: int = 16, length: int = 128, seed: int = 0) -
 
 @torch.no_grad()
 def bits_per_character(model: Any, tokenizer: Any, string: str, batch: int = 16, limit: int | None = None,
-                       stride: int | None = None) -> float:
+                       stride: int | None = None, length: int | None = None) -> float:
     """Cost of `string` under a causal language model, in bits a character of the string (lower is better).
 
     The text, after an end-of-text token, is cut into windows of the model's context; every token is paid for once. With
     `stride=None` each window is predicted from its own beginning; with a smaller `stride` windows overlap and only the
     last `stride` tokens of each are counted, so that (almost) every token has context: dearer to compute, and lower.
-    `limit` takes only the first so many characters.
+    `limit` takes only the first so many characters; `length` makes the windows shorter than the context (room for a prompt).
     """
     string = string[:limit]
-    length = model.config.n_positions
+    length = model.config.n_positions if length is None else length
     stride = length if stride is None else stride
     if not 1 <= stride <= length:
-        raise ValueError(f"stride={stride} is out of range: 1 to the model's context of {length} tokens.")
+        raise ValueError(f"stride={stride} is out of range: 1 to the window's {length} tokens.")
     ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(string, verbose=False)["input_ids"]])
     x, y = ids[:-1], ids[1:]
     inputs, labels, done = [], [], 0

@@ -1,13 +1,18 @@
 """One paper, one file, read top to bottom beside its equation. A new method is one line here."""
 from hra.adapter import Adapter
 from hra.methods.asylora import AsyLoRA
+from hra.methods.bitfit import BitFit
 from hra.methods.dora import DoRA
 from hra.methods.fullft import FullFT
+from hra.methods.houlsby import Houlsby
+from hra.methods.linadapter import LinAdapter
 from hra.methods.lora import LoRA
 from hra.methods.lorafa import LoRAFA
 from hra.methods.loraplus import LoRAPlus
 from hra.methods.nola import NOLA
 from hra.methods.pranc import PRANC
+from hra.methods.prefixtuning import PrefixTuning
+from hra.methods.prompttuning import PromptTuning
 from hra.methods.rslora import RsLoRA
 from hra.methods.vera import VeRA
 
@@ -22,5 +27,10 @@ _ALL: tuple[type[Adapter], ...] = (
     VeRA,
     NOLA,
     PRANC,
+    BitFit,
+    Houlsby,
+    LinAdapter,
+    PrefixTuning,
+    PromptTuning,
 )
 METHODS: dict[str, type[Adapter]] = {m.__name__: m for m in _ALL}
