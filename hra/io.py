@@ -2,7 +2,8 @@
 
 Metadata (all strings, as the format demands): `format` = "hra", `format_version`, `hra_version`, `method`, `hyper` (JSON),
 `sites` (JSON: site → [d_out, d_in], or [] for the model itself), `base` (JSON: hashes of the
-adapted weights' shapes and values), `checksum` (SHA-256 over all other metadata and over every tensor's name, dtype, shape and bytes).
+adapted weights' shapes and values), `checksum` (SHA-256 over all other metadata and over every tensor's name, dtype, shape
+and bytes).
 """
 from __future__ import annotations
 
