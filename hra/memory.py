@@ -444,11 +444,19 @@ def predict(tuned: Any, batch: Mapping[str, Any]) -> Bill:
 
 @dataclass(frozen=True)
 class Preset:
-    """The sizes of a public model, without its weights: `sites` are the linear layers of one block, (d_out, d_in)."""
+    """The sizes of a public model, without its weights: `sites` are the linear layers of one block, (d_out, d_in).
+
+    Sites whose names are in one group of `reads` read one tensor and keep it once.
+    """
 
     layers: int
     sites: dict[str, tuple[int, int]]
     other: int  # numbers outside the blocks' linear weights: embeddings, norms, biases, head
+    reads: tuple[tuple[str, ...], ...] = (("q", "k", "v"), ("gate", "up"))
+
+    def input(self, site: str) -> str:
+        """A name for the tensor that `site` reads."""
+        return next((group[0] for group in self.reads if site in group), site)
 
     @property
     def parameters(self) -> int:
@@ -484,8 +492,8 @@ def preset_cost(name: str, method: type[Adapter] | None, sites: str | list[str],
                 **hyper: Any) -> Bill:
     """The bill of a whole public model with `method` at `sites` of every block (`"all"`: at each), or None: all of it trains.
 
-    The activations are those of the adapted layers alone, every input counted once a layer: what attention, norms and
-    losses keep beside them depends on the program (see `predict`).
+    The activations are those of the adapted layers alone, an input that several read counted once: what attention, norms
+    and losses keep beside them depends on the program (see `predict`).
     Raises ValueError for an unknown model or site.
     """
     if name not in PRESETS:
@@ -499,6 +507,8 @@ def preset_cost(name: str, method: type[Adapter] | None, sites: str | list[str],
     trained = model.parameters if method is None else model.layers * sum(b.trained.numbers for b in bills)
     frozen = 0 if method is None else model.parameters + model.layers * sum(
         b.weights.numbers - m * n for b, (m, n) in zip(bills, (model.sites[s] for s in chosen), strict=True))
-    kept = model.layers * sum(b.activations.numbers for b in bills)
+    inputs = {model.input(s): b.kept["x"] for s, b in zip(chosen, bills, strict=True) if "x" in b.kept}
+    own = sum(b.activations.numbers - b.kept.get("x", 0) for b in bills)
+    kept = model.layers * (own + sum(inputs.values()))
     return Bill(Amount(frozen, frozen * p.frozen), Amount(trained, trained * p.trained), Amount(trained, trained * p.gradient),
                 Amount(2 * trained, 2 * trained * p.moment), Amount(kept, kept * p.activation))

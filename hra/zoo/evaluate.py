@@ -97,8 +97,9 @@ def vit(name: str) -> None:
     lines = [
         f"# {name}", "",
         f"A ViT of {sum(p.numel() for p in model.parameters()):,} parameters (width {c.hidden_size}, "
-        f"{c.num_hidden_layers} layers, {c.num_attention_heads} heads, patches of {c.patch_size} × {c.patch_size}), trained from scratch by "
-        f"`python -m hra.zoo.pretrain {name}` on {log['setting']['images']:,} MNIST digits ({classes[0]} to {classes[-1]}), "
+        f"{c.num_hidden_layers} layers, {c.num_attention_heads} heads, patches of {c.patch_size} × {c.patch_size}), "
+        f"trained from scratch by `python -m hra.zoo.pretrain {name}` on {log['setting']['images']:,} MNIST digits "
+        f"({classes[0]} to {classes[-1]}), "
         "turned by up to 15 degrees and moved by up to 2 pixels. Its head has ten classes.", "",
         f"Setting: {json.dumps(log['setting'])}. Stored as fp16; `hra.zoo.vit(\"{name.removeprefix('vit-')}\")` gives fp32. "
         "This card is written by `python -m hra.zoo.evaluate`.", "",
