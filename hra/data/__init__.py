@@ -112,3 +112,6 @@ def bits_per_character(model: Any, tokenizer: Any, string: str, batch: int = 16,
             logits, torch.stack(labels[i:i + batch]).flatten(), ignore_index=-100, reduction="sum").item()
     model.train(was_training)
     return nats / math.log(2) / len(string)
+
+
+from hra.data import digits, tasks  # noqa: E402, F401 - at the end: tasks reads the corpora above
