@@ -235,7 +235,7 @@ def cost(method: type[Adapter] | None, d_out: int, d_in: int, tokens: int, *, pl
 # ---- the measurement -----------------------------------------------------------------------------
 
 
-def _amount(tensors: Any) -> Amount:
+def amount(tensors: Any) -> Amount:
     """Numbers and bytes of the tensors' storages, each storage once."""
     storages = {t.untyped_storage().data_ptr(): (t.untyped_storage().nbytes(), t.element_size()) for t in tensors}
     return sum((Amount(b // size, b) for b, size in storages.values()), Amount())
@@ -276,7 +276,7 @@ def measure(tuned: Any, batch: Mapping[str, Any], optimizer: type[torch.optim.Op
         with torch.random.fork_rng(devices=[]):
             out, kept = saved(lambda: model(**batch), model)
             loss = out.loss if hasattr(out, "loss") else out.sum()
-            activations = _amount(kept)
+            activations = amount(kept)
             loss.backward()
         gradients = [p.grad for p in params if p.grad is not None]
         twins = [torch.zeros_like(p).requires_grad_() for p in params]
@@ -287,7 +287,7 @@ def measure(tuned: Any, batch: Mapping[str, Any], optimizer: type[torch.optim.Op
         moments = [s for t in twins for s in opt.state[t].values() if isinstance(s, Tensor) and s.shape == t.shape and s.ndim]
         ids = {id(p) for p in params}
         rest = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in ids]
-        return Bill(_amount(rest), _amount(params), _amount(gradients), _amount(moments), activations)
+        return Bill(amount(rest), amount(params), amount(gradients), amount(moments), activations)
     finally:
         for p, g in zip(params, before, strict=True):
             p.grad = g
@@ -434,7 +434,7 @@ def predict(tuned: Any, batch: Mapping[str, Any]) -> Bill:
     for p in w.model.parameters():
         one = Amount(p.numel(), p.numel() * p.element_size())
         trains, rest = (trains + one, rest) if p.requires_grad else (trains, rest + one)
-    buffers = _amount(w.model.buffers())
+    buffers = amount(w.model.buffers())
     return Bill(rest + buffers, trains, trains, trains + trains, sum(w.kept.values(), Amount()),
                 {k: a.numbers for k, a in w.kept.items() if a.numbers})
 
