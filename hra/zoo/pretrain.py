@@ -27,7 +27,7 @@ from hra.data import digits
 
 GPT2_TINY: dict[str, Any] = {"n_embd": 192, "n_layer": 6, "n_head": 6, "n_positions": 128}
 VIT_TINY: dict[str, Any] = {
-    "image_size": 28, "patch_size": 4, "num_channels": 1, "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
+    "image_size": 28, "patch_size": 7, "num_channels": 1, "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
     "intermediate_size": 256, "num_labels": 10, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 VOCABULARY = 2048
 END = "<|endoftext|>"
@@ -156,8 +156,8 @@ def export(model: Any, folder: Path, log: dict) -> None:
 
 MODELS: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "gpt2-tiny": (gpt2_tiny, 8000),
-    "vit-tiny": (lambda folder, steps: vit_tiny(folder, steps, tuple(range(10))), 2500),
-    "vit-tiny-0-5": (lambda folder, steps: vit_tiny(folder, steps, tuple(range(6))), 2000),
+    "vit-tiny": (lambda folder, steps: vit_tiny(folder, steps, tuple(range(10))), 5000),
+    "vit-tiny-0-5": (lambda folder, steps: vit_tiny(folder, steps, tuple(range(6))), 4000),
 }
 
 
