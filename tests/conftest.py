@@ -1,8 +1,11 @@
+import os
+
 import jaxtyping
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the same sums in every run
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a hub
 
 
 @pytest.fixture
