@@ -28,6 +28,7 @@ from hra import memory
 MODELS = {"a": ({"n_embd": 256, "n_layer": 6, "n_head": 8, "vocab_size": 5000}, 8),
           "b": ({"n_embd": 768, "n_layer": 4, "n_head": 12, "vocab_size": 1000}, 4)}
 LENGTH, TARGETS = 128, "c_attn|c_proj|c_fc"
+SHIRA_R = {"a": 2, "b": 5}  # PEFT's SHiRA counts r (d_out + d_in) entries: about 1 % of these models' layers
 HYPER: dict[str, dict[str, Any]] = {"NOLA": {"k": 16, "l": 16}, "PRANC": {"m": 2}}  # the defaults draw for seconds
 
 
@@ -50,11 +51,29 @@ def ours(method: str) -> Callable[[str], nn.Module]:
     return make
 
 
+def linear_layers(model: nn.Module) -> nn.Module:
+    """GPT-2's Conv1D replaced by nn.Linear of the same map: PEFT's SHiRA refuses Conv1D."""
+    from hra import linear
+
+    for name, layer in list(linear.linears(model)):
+        if linear.is_conv1d(layer):
+            W, b = linear.weight(layer), linear.bias(layer)
+            new = nn.Linear(W.shape[1], W.shape[0])
+            new.weight.data.copy_(W.data)
+            new.bias.data.copy_(b.data)  # type: ignore[union-attr]
+            model.set_submodule(name, new)
+    return model
+
+
 def theirs(kind: str) -> Callable[[str], nn.Module]:
     def make(name: str) -> nn.Module:
         import peft
 
         rest = {"target_modules": TARGETS.split("|"), "fan_in_fan_out": True}
+        if kind == "SHiRA":
+            model = peft.get_peft_model(linear_layers(base(name)), peft.ShiraConfig(r=SHIRA_R[name],
+                                                                                   target_modules=TARGETS.split("|")))
+            return model.train()
         if kind == "VeRA":
             config: Any = peft.VeraConfig(r=256, d_initial=0.1, **rest)
         else:
@@ -110,13 +129,13 @@ def contenders(name: str, only: list[str] | None, peft: bool) -> list[Contender]
     for m in hra.METHODS:
         if (only is None or m in only) and m in LAYERWISE:
             made.append(Contender(m, ours(m), name))
-            if peft and m in ("LoRA", "LoRAFA", "DoRA", "VeRA"):
+            if peft and m in ("LoRA", "LoRAFA", "DoRA", "VeRA", "SHiRA"):
                 made.append(Contender(f"{m} (PEFT)", theirs(m), name))
     return made
 
 
 # methods that stand at linear layers of any shape
-LAYERWISE = ("FullFT", "LoRA", "RsLoRA", "LoRAPlus", "LoRAFA", "AsyLoRA", "DoRA", "VeRA", "NOLA", "PRANC", "BitFit", "Houlsby",
+LAYERWISE = ("FullFT", "LoRA", "RsLoRA", "LoRAPlus", "LoRAFA", "AsyLoRA", "DoRA", "VeRA", "SHiRA", "NOLA", "PRANC", "BitFit", "Houlsby",
              "LinAdapter")
 
 

@@ -114,6 +114,17 @@ class Adapter(nn.Module):
         """(tensors, hyperparameters) as a file holds them."""
         return self.own_tensors(), hyper
 
+    @classmethod
+    def plan_from_file(cls, sites: dict[str, nn.Module], hyper: dict[str, Any],
+                       tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """As `plan`, for adapters that a file's tensors are about to fill."""
+        return cls.plan(sites, **hyper)
+
+    @classmethod
+    def counts(cls, d_out: int, d_in: int, adapter: Adapter | None = None, **hyper: Any) -> dict[str, Any]:
+        """Sizes that a method's bill needs and its hyperparameters do not say (`hra.memory`)."""
+        return {}
+
     # ---- helpers -------------------------------------------------------------------------------
     def own_tensors(self) -> dict[str, Tensor]:
         """The adapter's own state, without the base: what a file holds."""

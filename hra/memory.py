@@ -103,6 +103,8 @@ class Law:
     token: dict[str, str] = field(default_factory=dict)
     once: dict[str, str] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)
+    wide: dict[str, str] = field(default_factory=dict)  # frozen, 8 bytes each: indices
+    full: bool = False  # what trains is in fp32 whatever the base is in
     base: bool = True  # the pretrained W0 (and the bias) stays beside what trains
     shared: bool = False  # `frozen` is one tensor for all layers
 
@@ -157,6 +159,17 @@ def _pranc(grad: bool = True) -> Law:
     return Law({"c": "m"}, {"x": "d_in"}, {"W": "d_out*d_in"} if grad else {})
 
 
+def _shira(form: str = "overwrite", all_columns: bool = True, grad: bool = True) -> Law:
+    """K entries that touch `columns` columns of W; x is copied only if some columns are left out."""
+    wide = {"index": "K", "columns touched": "columns"}
+    if form == "overwrite":
+        x = {"x": "d_in"} if all_columns else {"columns of x": "columns"}
+        return Law({"values": "K"}, x, frozen={"displaced": "K"}, wide=wide, full=True)
+    trained = {"dense": "d_out*d_in"} if form == "hook" else {"values": "K"}
+    dense = {"W": "d_out*d_in"} if grad else {}
+    return Law(trained, {"x": "d_in"}, dense, frozen={"displaced": "K"}, wide=wide, full=True)
+
+
 def _bitfit() -> Law:
     return Law({"delta_b": "d_out"})
 
@@ -176,7 +189,7 @@ def _linadapter() -> Law:
 # The law of a class is that of its nearest ancestor here. A law takes those hyperparameters that change its form.
 LAWS: dict[str, Callable[..., Law]] = {
     "FullFT": _fullft, "LoRA": _lora, "LoRAFA": _lorafa, "AsyLoRA": _asylora, "DoRA": _dora, "VeRA": _vera, "NOLA": _nola,
-    "PRANC": _pranc, "BitFit": _bitfit, "Houlsby": _houlsby, "LinAdapter": _linadapter}
+    "PRANC": _pranc, "SHiRA": _shira, "BitFit": _bitfit, "Houlsby": _houlsby, "LinAdapter": _linadapter}
 
 
 def law(method: type[Adapter] | None, grad: bool = True, **hyper: Any) -> Law:
@@ -206,12 +219,14 @@ def _hyper(method: type[Adapter], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def cost(method: type[Adapter] | None, d_out: int, d_in: int, tokens: int, *, plan: str = "fp32", bias: bool = False,
-         input_grad: bool = True, **hyper: Any) -> Bill:
+         input_grad: bool = True, site: str = "", adapter: Adapter | None = None, **hyper: Any) -> Bill:
     """The bill of one adapted d_out × d_in layer for a batch of `tokens` tokens, from the formulas alone.
 
     method: a class of `hra.METHODS`, or None for ordinary fine-tuning of the layer's own weight. plan: bytes a number, a key
     of `PLANS`. bias: whether the layer has one. input_grad: whether gradients flow on to the layer's input (false for a
-    model's first layer). Further keywords are the method's hyperparameters.
+    model's first layer). site: the layer's name, where a draw depends on it (SHiRA's random masks). adapter: take the
+    sizes of a mask that the weights decide from this one; without it such a mask is taken to touch every column. Further
+    keywords are the method's hyperparameters.
 
     Raises ValueError for sizes below 1 or an unknown plan, TypeError for an unknown hyperparameter.
     """
@@ -222,14 +237,18 @@ def cost(method: type[Adapter] | None, d_out: int, d_in: int, tokens: int, *, pl
         raise ValueError(f"plan={plan!r} does not exist. The plans are {', '.join(PLANS)}.")
     if method is not None:
         hyper = _hyper(method, hyper)
+        hyper |= method.counts(d_out, d_in, **hyper, site=site, adapter=adapter)
     p, rule, values = PLANS[plan], law(method, input_grad, **hyper), {"d_out": d_out, "d_in": d_in, **hyper}
     trained = sum(evaluate(f, values) for f in rule.trained.values())
     frozen = sum(evaluate(f, values) for f in rule.frozen.values()) + d_out * bias + d_out * d_in * rule.base
+    wide = sum(evaluate(f, values) for f in rule.wide.values())
+    each = [max(b, 4) if rule.full else b for b in (p.trained, p.gradient, p.moment)]
     kept = {k: evaluate(f, values) * tokens for k, f in rule.token.items()}
     kept |= {k: evaluate(f, values) for k, f in rule.once.items()}
     held = sum(kept.values())
-    return Bill(Amount(frozen, frozen * p.frozen), Amount(trained, trained * p.trained), Amount(trained, trained * p.gradient),
-                Amount(2 * trained, 2 * trained * p.moment), Amount(held, held * p.activation), kept)
+    return Bill(Amount(frozen + wide, frozen * p.frozen + wide * 8), Amount(trained, trained * each[0]),
+                Amount(trained, trained * each[1]), Amount(2 * trained, 2 * trained * each[2]),
+                Amount(held, held * p.activation), kept)
 
 
 # ---- the measurement -----------------------------------------------------------------------------
@@ -331,7 +350,7 @@ class _Walk:
         flows = self.grad
         if name in self.adapters:
             a = self.adapters[name]
-            hyper = _hyper(type(a), self.hyper)
+            hyper = _hyper(type(a), self.hyper) | a.counts(a.d_out, a.d_in, adapter=a)
             rule, values = law(type(a), flows, **hyper), {"d_out": a.d_out, "d_in": a.d_in, **hyper}
         elif layer.weight.requires_grad:  # ordinary fine-tuning
             rule, values = _plain(), {"d_in": linear.weight(layer).shape[1]}

@@ -175,10 +175,14 @@ def load(model: nn.Module, path: str | os.PathLike[str], strict_base: bool = Tru
                                       "trained on. Load the right model, or pass strict_base=False.")
         io.verify(path, tensors, meta)
         for k, v in own.items():
+            if v.dtype == torch.uint8 and not torch.equal(v, tensors[k].to(v.device)):
+                raise io.AdapterFileError(f"{path} is for another base: the mask of {k.rpartition('.')[0]} is not the one that "
+                                          "this model gives.")
+        for k, v in own.items():
             v.copy_(tensors[k])
 
     try:
-        return _attach(model, method, found, meta["hyper"], check_and_copy)
+        return _attach(model, method, found, meta["hyper"], check_and_copy, tensors)
     except io.AdapterFileError:
         raise
     except (TypeError, ValueError) as e:
@@ -217,7 +221,7 @@ def _refuse_adapted(model: nn.Module) -> None:
 
 
 def _attach(model: nn.Module, method: type[Adapter], found: dict[str, nn.Module], hyper: dict[str, Any],
-            prepare: Any = None) -> Adapted:
+            prepare: Any = None, tensors: dict[str, torch.Tensor] | None = None) -> Adapted:
     """Build every adapter first, install them only when all of them stand."""
     if "" in found and not method.whole_model:
         raise ValueError(f"the model is itself a linear layer; build the adapter directly: hra.{method.__name__}(layer).")
@@ -230,7 +234,7 @@ def _attach(model: nn.Module, method: type[Adapter], found: dict[str, nn.Module]
                              "here would change one use and not the other; choose other targets, or untie the weight.")
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
-        plan = method.plan(found, **hyper)
+        plan = method.plan(found, **hyper) if tensors is None else method.plan_from_file(found, hyper, tensors)
         adapters = {name: method(found[name], **kw) for name, kw in plan.items()}
         if prepare is not None:
             prepare(adapters)

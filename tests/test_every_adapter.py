@@ -17,6 +17,12 @@ def SHARED(count):
     return lambda m, n: count / 3  # the suite's model has three
 
 
+def STRUCT(m, n):
+    """Columns 2, 7, … and the diagonal, less what is in both."""
+    columns = range(2, n, 5)
+    return len(columns) * m + min(m, n) - sum(c < min(m, n) for c in columns)
+
+
 # name: (class, hyperparameters, how many numbers train at a d_out × d_in layer)
 CASES = {
     "FullFT": (hra.FullFT, {}, lambda m, n: m * n),
@@ -35,6 +41,11 @@ CASES = {
     "VeRA": (hra.VeRA, {"r": 10}, lambda m, n: m + 10),
     "NOLA": (hra.NOLA, {"r": 4, "k": 9, "l": 11}, lambda m, n: 20),
     "PRANC": (hra.PRANC, {"m": 30}, SHARED(30)),
+    "SHiRA-rand": (hra.SHiRA, {"density": 0.2}, lambda m, n: round(0.2 * m * n)),
+    "SHiRA-weight": (hra.SHiRA, {"mask": "weight", "count": 30, "offset": 1}, lambda m, n: 30),
+    "SHiRA-struct": (hra.SHiRA, {"mask": "struct", "every": 5, "offset": 2, "axis": "column"}, STRUCT),
+    "SHiRA-hook": (hra.SHiRA, {"density": 0.2, "form": "hook"}, lambda m, n: m * n),
+    "SHiRA-delta": (hra.SHiRA, {"density": 0.2, "form": "delta", "alpha": 0.5}, lambda m, n: round(0.2 * m * n)),
     "BitFit": (hra.BitFit, {}, lambda m, n: m),
     "Houlsby": (hra.Houlsby, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + m),
     "LinAdapter": (hra.LinAdapter, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + 3 * m),
@@ -44,6 +55,9 @@ CASES = {
 WITH_DELTA = [n for n, c in CASES.items() if not c[0].no_delta]
 # methods that start near the pretrained model only: how far the outputs may be, root mean square
 NEAR = {"Houlsby": 5e-3, "LinAdapter": 0.05}
+
+
+FP32 = {hra.SHiRA}  # trained values stay in fp32 over a base of fewer bits
 
 
 class Net(nn.Module):
@@ -193,7 +207,7 @@ def test_file_round_trip(name, layout, tmp_path):
     train(net, tuned, x)
     tuned.save(tmp_path / "a.safetensors")
     again = hra.load(fresh, tmp_path / "a.safetensors")
-    assert again.method is cls and again.hyper == hyper
+    assert again.method is cls and again.hyper == next(iter(tuned.adapters.values())).packed(hyper)[1]
     assert torch.equal(fresh(x), net(x))
 
 
@@ -232,10 +246,11 @@ def test_moves_with_dtype(name, layout, dtype):
     net, x, cls, hyper, _ = make(name, layout, torch.float32)
     tuned = hra.attach(net, cls, **hyper)
     net.to(dtype)
-    assert all(p.dtype == dtype for p in net.parameters())
+    wide = torch.float32 if cls in FP32 else dtype
+    assert all(p.dtype == (wide if p.requires_grad else dtype) for p in net.parameters())
     assert net(x.to(dtype)).dtype == dtype
     other, *_ = make(name, layout, dtype)
-    assert all(p.dtype == dtype for g in hra.attach(other, cls, **hyper).param_groups(1.0) for p in g["params"])
+    assert all(p.dtype == wide for g in hra.attach(other, cls, **hyper).param_groups(1.0) for p in g["params"])
     if not cls.no_delta:
         assert tuned.merge()(x.to(dtype)).dtype == dtype
 

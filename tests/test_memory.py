@@ -47,7 +47,8 @@ def test_the_derived_bill_is_the_measured_one(name, layout, shape, dtype):
     tuned = hra.attach(model, cls, targets="layer", **hyper)
     for grad in (True, False):
         x = torch.randn(3, 5, shape[1], dtype=dtype, requires_grad=grad)
-        derived = memory.cost(cls, *shape, tokens=15, plan=PLAN[dtype], bias=bias, input_grad=grad, **hyper)
+        derived = memory.cost(cls, *shape, tokens=15, plan=PLAN[dtype], bias=bias, input_grad=grad, site="layer",
+                              adapter=tuned.adapters["layer"] if hyper.get("mask") == "weight" else None, **hyper)
         assert memory.measure(tuned, {"x": x}) == derived, derived.kept
 
 
@@ -110,7 +111,8 @@ MODELS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", list(MODELS))
-@pytest.mark.parametrize("name", [n for n in ("LoRA", "LoRA-dropout", "FullFT", "LoRAFA", "DoRA", "VeRA") if n in CASES])
+@pytest.mark.parametrize("name", [n for n in (
+    "LoRA", "LoRA-dropout", "FullFT", "LoRAFA", "DoRA", "VeRA", "SHiRA-rand", "SHiRA-struct") if n in CASES])
 def test_a_whole_models_bill_is_predicted(kind, name, dtype):
     make, batch, places = MODELS[kind]
     cls, hyper = CASES[name][:2]

@@ -44,6 +44,19 @@ MUTANTS = {
         "bases.py", "draws(ctx.seed, count", "draws(ctx.seed + 1, count", "tests/test_lora_family.py"),
     "the bill forgets that dropout keeps a mask": (
         "memory.py", 'return {"dropout\'s mask": "d_in"} if dropout and grad else {}', "return {}", "tests/test_memory.py"),
+    "detach leaves SHiRA's values in the layer": (
+        "methods/shira.py", "        self.restore()\n        super().release(model)", "        super().release(model)",
+        "tests/test_shira.py"),
+    "two layers share SHiRA's random mask": (
+        "methods/shira.py", 'K, self.generator("mask"))', 'K, torch.Generator().manual_seed(0))', "tests/test_shira.py"),
+    "a masked gradient leaks": (
+        "methods/shira.py", "S.register_hook(self._masked)", "S.register_hook(lambda G: G)", "tests/test_shira.py"),
+    "struct forgets the diagonal": (
+        "masks.py", "mask.fill_diagonal_(True)", "mask.fill_diagonal_(False)", "tests/test_shira.py"),
+    "an index is not validated": (
+        "masks.py", "if index[0] < 0 or", "if False and", "tests/test_shira.py"),
+    "SHiRA forgets that Conv1D is stored transposed": (
+        "sparse.py", "index % d_in * d_out + index // d_in if transposed else index", "index", "tests/test_every_adapter.py"),
     "BitFit edits the pretrained bias": (
         "linear.py", "new = copy.deepcopy(layer)", "new = layer", "tests/test_before_lora.py"),
     "the bottleneck forgets its skip connection": (

@@ -14,6 +14,7 @@ from hra.methods.pranc import PRANC
 from hra.methods.prefixtuning import PrefixTuning
 from hra.methods.prompttuning import PromptTuning
 from hra.methods.rslora import RsLoRA
+from hra.methods.shira import SHiRA
 from hra.methods.vera import VeRA
 
 _ALL: tuple[type[Adapter], ...] = (
@@ -32,5 +33,6 @@ _ALL: tuple[type[Adapter], ...] = (
     LinAdapter,
     PrefixTuning,
     PromptTuning,
+    SHiRA,
 )
 METHODS: dict[str, type[Adapter]] = {m.__name__: m for m in _ALL}

@@ -93,7 +93,8 @@ class _Vectors(torch.autograd.Function):
         if _dense_is_cheaper(h.numel() // len(d), *W0.shape):
             return F.linear(x, torch.addcmul(W0, b[:, None], B @ (d[:, None] * A)), bias)
         y = F.linear(x, W0, bias)
-        return y + F.linear(h * d.to(h.dtype), (b[:, None] * B).to(h.dtype))
+        y.view(-1, y.shape[-1]).addmm_((h * d.to(h.dtype)).view(-1, len(d)), (b[:, None] * B).T.to(h.dtype))
+        return y
 
     @staticmethod
     @once_differentiable

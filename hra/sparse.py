@@ -1,0 +1,56 @@
+"""A few entries of a big matrix: scatter, overwrite in place, sampled products, and indices packed into few bytes."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Below this density the K wanted entries of gᵀx are computed one by one, above it all of them at once: measured with
+# benchmarks/sampled.py on two cores, the two cost the same between 0.5 % and 2 %.
+DENSE_FROM = 0.01
+_CHUNK = 1 << 22  # numbers of a gathered block: 16 MiB in fp32
+
+
+def scatter(values: Tensor, index: Tensor, d_out: int, d_in: int) -> Tensor:
+    """The (d_out, d_in) matrix that holds `values` at `index` and zero elsewhere, differentiable in `values`."""
+    return values.new_zeros(d_out * d_in).index_put((index,), values).view(d_out, d_in)
+
+
+def storage_index(index: Tensor, d_out: int, d_in: int, transposed: bool) -> Tensor:
+    """`index` as positions in the layer's own storage, which for a transposed layout is (d_in, d_out)."""
+    return index % d_in * d_out + index // d_in if transposed else index
+
+
+def overwrite_(weight: Tensor, position: Tensor, values: Tensor) -> None:
+    """weight.flat[position] = values, in place, unseen by autograd's version counters."""
+    weight.data.view(-1).index_copy_(0, position, values.to(weight.dtype))
+
+
+def sampled_product(g: Tensor, x: Tensor, rows: Tensor, cols: Tensor, dense_from: float = DENSE_FROM) -> Tensor:
+    """(gᵀ x)[rows, cols], (K,), for g (T, d_out) and x (T, d_in): in chunks, or from the dense product where it is cheaper."""
+    if len(rows) >= dense_from * g.shape[1] * x.shape[1]:
+        return (g.T @ x)[rows, cols]
+    gT, xT = g.T.contiguous(), x.T.contiguous()
+    step = max(1, _CHUNK // max(1, len(g)))
+    parts = [torch.linalg.vecdot(gT[i], xT[j]) for i, j in zip(rows.split(step), cols.split(step), strict=True)]
+    return torch.cat(parts)
+
+
+def pack(index: Tensor) -> Tensor:
+    """A sorted index as uint8 gaps: 255 means "255 more, and go on"."""
+    gaps = torch.diff(index, prepend=index.new_tensor([-1])) - 1  # 0 for a neighbour
+    full = gaps // 255
+    ends = torch.cumsum(full + 1, 0)
+    out = torch.full((int(ends[-1]),), 255, dtype=torch.uint8)
+    out[ends - 1] = (gaps % 255).to(torch.uint8)
+    return out
+
+
+def unpack(gaps: Tensor, count: int) -> Tensor:
+    """The index that `pack` packed. Raises ValueError if the bytes do not hold `count` entries."""
+    if gaps.ndim != 1 or gaps.dtype != torch.uint8:
+        raise ValueError(f"packed gaps are a vector of uint8, not {tuple(gaps.shape)} of {gaps.dtype}.")
+    last = gaps != 255
+    if int(last.sum()) != count or not (len(gaps) and bool(last[-1])):
+        raise ValueError(f"the packed index holds {int(last.sum())} entries instead of {count}.")
+    position = torch.cumsum(gaps.to(torch.int64) + last.to(torch.int64), 0) - 1
+    return position[last]
