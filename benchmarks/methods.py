@@ -135,8 +135,8 @@ def contenders(name: str, only: list[str] | None, peft: bool) -> list[Contender]
 
 
 # methods that stand at linear layers of any shape
-LAYERWISE = ("FullFT", "LoRA", "RsLoRA", "LoRAPlus", "LoRAFA", "AsyLoRA", "DoRA", "VeRA", "SHiRA", "NOLA", "PRANC", "BitFit", "Houlsby",
-             "LinAdapter")
+LAYERWISE = ("FullFT", "LoRA", "RsLoRA", "LoRAPlus", "LoRAFA", "AsyLoRA", "DoRA", "VeRA", "SHiRA", "NOLA", "PRANC",
+             "BitFit", "Houlsby", "LinAdapter")
 
 
 def table(name: str, rounds: int, only: list[str] | None, peft: bool) -> dict[str, dict[str, float]]:

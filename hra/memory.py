@@ -266,8 +266,9 @@ def saved(run: Callable[[], Any], model: nn.Module) -> tuple[Any, list[Tensor]]:
     kept: list[Tensor] = []
 
     def pack(t: Tensor) -> Tensor:
-        if t.untyped_storage().data_ptr() not in own:
-            kept.append(t)
+        for part in (t._indices(), t._values()) if t.is_sparse else (t,):
+            if part.untyped_storage().data_ptr() not in own:
+                kept.append(part)
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
