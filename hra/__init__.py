@@ -9,12 +9,13 @@ from hra.adapter import Adapter
 from hra.methods import METHODS
 from hra.model import Adapted, attach, load
 from hra.probe import Probe, probe
+from hra.switch import Switch, fuse
 from hra.train import Log, fit
 
 _LAZY = ("analysis", "data", "memory", "viz", "zoo")  # they bring transformers, matplotlib and widgets: only when used
 
-__all__ = ["METHODS", "Adapted", "Adapter", "Log", "Probe", "attach", "fit", "io", "load", "probe", "schedules", *_LAZY,
-           *METHODS]
+__all__ = ["METHODS", "Adapted", "Adapter", "Log", "Probe", "Switch", "attach", "fit", "fuse", "io", "load", "probe",
+           "schedules", *_LAZY, *METHODS]
 
 
 def __getattr__(name: str) -> Any:

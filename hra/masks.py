@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 RULES = ("struct", "rand", "weight", "grad", "snip")
+GIVEN = "given"  # the mask of a sum of adapters, which no rule gives
 
 
 def budget(d_out: int, d_in: int, density: float | None = None, count: int | None = None) -> int:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 HRA = Path(__file__).resolve().parents[1] / "hra"
 FLOOR = {"linear": 0, "bases": 0, "masks": 0, "sparse": 0, "analysis": 0, "data": 0, "zoo": 0, "adapter": 1,
-         "whole": 2, "methods": 3, "schedules": 3, "io": 3, "model": 4, "memory": 4, "probe": 4, "train": 4, "viz": 5}
+         "whole": 2, "methods": 3, "schedules": 3, "io": 3, "model": 4, "memory": 4, "probe": 4, "switch": 4,
+         "train": 4, "viz": 5}
 SAME_FLOOR = {"methods", "analysis", "viz", "zoo", "data"}  # packages whose own files may import each other
-UP = {("train", "viz"), ("memory", "viz"), ("zoo", "data")}  # a log plots itself; pretraining reads the corpora
+# a log and a bill plot themselves; pretraining reads the corpora; switching loads
+UP = {("train", "viz"), ("memory", "viz"), ("zoo", "data"), ("switch", "model")}
 
 
 def imports(path):

@@ -41,7 +41,7 @@ class SHiRA(Adapter):
                  diagonal: bool = True, form: str = "overwrite", *, shared: Tensor | None = None, seed: int = 0,
                  site: str = "") -> None:
         super().__init__(base, seed=seed, site=site)
-        for name, value, known in (("mask", mask, masks.RULES), ("scope", scope, ("layer", "global")),
+        for name, value, known in (("mask", mask, (*masks.RULES, masks.GIVEN)), ("scope", scope, ("layer", "global")),
                                    ("axis", axis, ("row", "column")), ("form", form, FORMS)):
             if value not in known:
                 raise ValueError(f"{name}={value!r} does not exist; there are {', '.join(known)}.")
@@ -52,6 +52,8 @@ class SHiRA(Adapter):
         W = linear.weight(base)
         if shared is None:
             K = masks.budget(self.d_out, self.d_in, density, count)
+            if mask == masks.GIVEN:
+                raise ValueError(f"mask='given' is what hra.fuse makes and a file holds; there are {', '.join(masks.RULES)}.")
             if mask == "rand":
                 shared = masks.rand(self.d_out, self.d_in, K, self.generator("mask"))
             elif mask == "struct":
