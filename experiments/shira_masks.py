@@ -2,7 +2,7 @@
 
     python -m experiments.shira_masks          # or: make experiments NAME=shira_masks
 
-SHiRA's density 1/72 over the four matrices of a block is exactly the 36,864 numbers of LoRA's rank 2; struct, made of whole rows,
+SHiRA's density 1/72 over the four matrices of a block is exactly LoRA's 36,864 numbers at rank 2; struct, made of whole rows,
 comes near. Bits a character are of the test chapters; learning rates were chosen on the validation chapters with seed 100,
 which no reported run uses. Masks grad and snip see 8 training batches. Resumable: a recorded run is not repeated.
 """
