@@ -164,7 +164,7 @@ def test_the_mask_explorers_fallback_size_and_refusals():
     w, drawn = explorer(at=1)
     assert w.summary().startswith("one: ") and w.fallback_figure().words() == w.summary()
     assert len(w._js_path.read_bytes()) < 10_240 and len(w.table["one"][0]["cells"]) == 24 * 24
-    assert set(w.table["two"][0]["cells"][:25]) == {"9", "0"} and w.table["two"][0]["structural"] == 40
+    assert {"9", "0"} <= set(w.table["two"][0]["cells"]) <= set("0123456789") and w.table["two"][0]["structural"] == 40
     with pytest.raises(ValueError, match="0 to 1"):
         explorer(at=2)
     with pytest.raises(ValueError, match="two rules"):
