@@ -135,3 +135,37 @@ def test_the_calculators_fallback_and_size():
     w = hra.viz.BillCalculator()
     assert "LoRA, r = 8, one layer" in w.summary() and "ordinary fine-tuning: weights" in w.fallback_figure().words()
     assert len(json.dumps(w.public_state())) < 50_000 and len(w._js_path.read_bytes()) < 10_240
+
+
+def explorer(**kw):
+    g = torch.Generator().manual_seed(0)
+    drawn = {"one": [torch.rand(60, 40, generator=g) < p for p in (0.02, 0.2)], "two": [torch.eye(60, 40) > 0] * 2}
+    return hra.viz.MaskExplorer(drawn, [0.02, 0.2], **kw), drawn
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_mask_explorer_says_what_the_library_says():
+    w, drawn = explorer()
+    choices = [{"rule": a, "other": b, "at": i} for a in drawn for b in drawn for i in (0, 1)]
+    code = (f"const m = (await import({json.dumps(w._js_path.as_uri())})).default, s = {json.dumps(w.public_state())};"
+            f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, ...c}}))))")
+    out = subprocess.run(["node", "--experimental-default-type=module", "--input-type=module", "-e", code],
+                         capture_output=True, text=True, check=True).stdout
+    for choice, got in zip(choices, json.loads(out), strict=True):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        assert got == pytest.approx(w.facts())
+        one, two = drawn[w.rule][w.at], drawn[w.other][w.at]
+        assert got["K"] == one.sum() and got["shared"] == (one & two).sum() and got["rows"] == one.any(1).sum()
+        assert got["structural"] == hra.analysis.rank.structural_rank(one)
+
+
+def test_the_mask_explorers_fallback_size_and_refusals():
+    w, drawn = explorer(at=1)
+    assert w.summary().startswith("one: ") and w.fallback_figure().words() == w.summary()
+    assert len(w._js_path.read_bytes()) < 10_240 and len(w.table["one"][0]["cells"]) == 24 * 24
+    assert {"9", "0"} <= set(w.table["two"][0]["cells"]) <= set("0123456789") and w.table["two"][0]["structural"] == 40
+    with pytest.raises(ValueError, match="0 to 1"):
+        explorer(at=2)
+    with pytest.raises(ValueError, match="two rules"):
+        hra.viz.MaskExplorer({"one": drawn["one"]}, [0.02, 0.2])

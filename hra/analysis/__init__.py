@@ -1,4 +1,4 @@
 """Matrices in, numbers out, never a model."""
-from hra.analysis import rank, subspace
+from hra.analysis import bounds, orthogonality, rank, subspace
 
-__all__ = ["rank", "subspace"]
+__all__ = ["bounds", "orthogonality", "rank", "subspace"]

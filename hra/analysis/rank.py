@@ -27,3 +27,17 @@ def captured(S: Float[Tensor, "m n"]) -> Float[Tensor, " k"]:
 def count_above(S: Float[Tensor, "m n"], threshold: float) -> int:
     """How many singular values exceed `threshold`."""
     return int((spectrum(S) > threshold).sum())
+
+
+def structural_rank(mask: Tensor) -> int:
+    """The largest rank that a matrix (m, n) with this support can have: a maximum matching of rows and columns.
+
+    Values drawn from any density reach it with probability 1. `mask` is boolean, or any matrix whose non-zeros are the support.
+    Needs scipy.
+    """
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import structural_rank as matching
+
+    if mask.ndim != 2:
+        raise ValueError(f"a mask is a matrix, not of shape {tuple(mask.shape)}.")
+    return int(matching(csr_matrix((mask.detach() != 0).cpu().numpy())))

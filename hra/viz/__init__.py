@@ -5,11 +5,13 @@ from typing import Any
 
 from hra.viz.bill import BillCalculator
 from hra.viz.live import Panel as live
+from hra.viz.mask import MaskExplorer
 from hra.viz.rank import RankSlider
 from hra.viz.static import StaticWidget
 from hra.viz.style import OTHERS, colour, figure
 
-__all__ = ["BillCalculator", "RankSlider", "StaticWidget", "bills", "colour", "figure", "intervals", "live", "plot_log"]
+__all__ = ["BillCalculator", "MaskExplorer", "RankSlider", "StaticWidget",
+           "bills", "colour", "figure", "intervals", "live", "plot_log"]
 
 
 def plot_log(log: Any, unit: str = "bits a character") -> Any:
