@@ -4,9 +4,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Below this density the K wanted entries of gᵀx are computed one by one, above it all of them at once: measured with
-# benchmarks/sampled.py on two cores, the two cost the same between 0.5 % and 2 %.
-DENSE_FROM = 0.01
+# Below this density the K wanted entries of gᵀx are computed one by one, above it all of them at once: on two cores the two
+# cost the same somewhere between 0.2 % and 0.5 % (benchmarks/sampled.py).
+DENSE_FROM = 0.003
 _CHUNK = 1 << 22  # numbers of a gathered block: 16 MiB in fp32
 
 
