@@ -36,10 +36,14 @@ class Switch:
         self.active: str | None = None  # the file that is written into the model
         self._files: dict[str, list[tuple[Tensor, Tensor | None, Tensor, Tensor]]] = {}
         self._pristine: dict[str, Tensor] = {}
+        self._keys: dict[str, str] = {}
 
     def to(self, path: _Path) -> nn.Module:
         """Write the adapter of `path` into the model, in place of the one that is there."""
-        key = str(Path(path).resolve())
+        name = str(path)
+        if name not in self._keys:  # a file system is slower than a switch
+            self._keys[name] = str(Path(path).resolve())
+        key = self._keys[name]
         if key not in self._files:
             before = self.active
             self.off()

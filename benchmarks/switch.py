@@ -1,0 +1,117 @@
+"""Changing from one adapter to another: restore A, write B. Beside two bare sorted overwrites, and beside PEFT.
+
+    python -m benchmarks.switch [--sizes 512 1024 2048 4096 8192] [--rounds 15] [--threads 1 2] [--json FILE]
+
+One d × d fp32 layer, SHiRA at 1 %. One process, the contenders take turns; medians over the rounds, in milliseconds and as
+multiples of the bare pair. PEFT's SHiRA and LoRA (r = 32) switch by unmerge and merge.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+import hra
+
+DENSITY = 0.01
+
+
+def ours(d: int, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """(a switch from one file to the other and back next time, two bare overwrites of the same entries)."""
+    model = nn.Sequential(nn.Linear(d, d, bias=False)).requires_grad_(False)
+    files = []
+    for seed in range(2):
+        tuned = hra.attach(model, hra.SHiRA, density=DENSITY, seed=seed)
+        nn.init.normal_(tuned.adapters["0"].values, std=1e-3)
+        files.append(folder / f"{d}-{seed}.safetensors")
+        tuned.save(files[-1])
+        tuned.detach()
+    switch, turn = hra.Switch(model), [0]
+
+    def change() -> None:
+        turn[0] ^= 1
+        switch.to(files[turn[0]])
+
+    for _ in range(2):
+        change()
+    flat, state = torch.randn(d * d), list(switch._files.values())
+    (_, a, old, _), (_, b, _, new) = state[0][0], state[1][0]
+
+    def bare() -> None:
+        flat.index_copy_(0, a, old)
+        flat.index_copy_(0, b, new)
+
+    return change, bare
+
+
+def theirs(d: int, kind: str) -> Callable[[], None] | None:
+    """Unmerge and merge of one PEFT adapter."""
+    try:
+        import peft
+    except ImportError:
+        return None
+    config: Any = (peft.ShiraConfig(r=round(DENSITY * d / 2), target_modules=["0"]) if kind == "SHiRA"
+                   else peft.LoraConfig(r=32, target_modules=["0"]))
+    layer = peft.get_peft_model(nn.Sequential(nn.Linear(d, d, bias=False)), config).base_model.model[0]
+    layer.merge()
+
+    def change() -> None:
+        layer.unmerge()
+        layer.merge()
+
+    return change
+
+
+def measure(d: int, rounds: int, folder: Path) -> dict[str, float]:
+    change, bare = ours(d, folder)
+    every = {"two bare overwrites": bare, "hra.Switch": change}
+    for kind in ("SHiRA", "LoRA"):
+        other = theirs(d, kind)
+        if other is not None:
+            every[f"PEFT {kind}"] = other
+    times: dict[str, list[float]] = {k: [] for k in every}
+    for k in range(rounds + 2):
+        for name, run in every.items():
+            begin = time.perf_counter()
+            run()
+            if k > 1:
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return {k: statistics.median(t) for k, t in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            for d in tqdm(args.sizes, desc=f"{threads} threads"):
+                result.setdefault(str(threads), {})[str(d)] = measure(d, args.rounds, Path(folder))
+    for threads_, sizes in result.items():
+        print(f"\n{threads_} threads; milliseconds (multiples of the bare pair)")
+        for d_, row in sizes.items():
+            pair = row["two bare overwrites"]
+            print(f"{d_:>5}  " + "  ".join(f"{k} {t:.3f} ({t / pair:.2f})" for k, t in row.items()))
+    if args.json:
+        args.json.write_text(json.dumps({
+            "command": "python -m benchmarks.switch", "machine": f"{platform.machine()}, torch {torch.__version__}",
+            "date": time.strftime("%Y-%m-%d"), "density": DENSITY, "milliseconds": result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
