@@ -57,6 +57,12 @@ MUTANTS = {
         "masks.py", "if index[0] < 0 or", "if False and", "tests/test_shira.py"),
     "SHiRA forgets that Conv1D is stored transposed": (
         "sparse.py", "index % d_in * d_out + index // d_in if transposed else index", "index", "tests/test_every_adapter.py"),
+    "a switch leaves the adapter before it in place": (
+        "switch.py", "            for flat, position, old, _ in self._files[self.active]:\n"
+        "                self._put(flat, position, old)\n", "", "tests/test_switch.py"),
+    "overlapping masks overwrite each other in a sum": (
+        "switch.py", "total[torch.searchsorted(index, i)] += values", "total[torch.searchsorted(index, i)] = values",
+        "tests/test_switch.py"),
     "BitFit edits the pretrained bias": (
         "linear.py", "new = copy.deepcopy(layer)", "new = layer", "tests/test_before_lora.py"),
     "the bottleneck forgets its skip connection": (
