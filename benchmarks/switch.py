@@ -89,6 +89,29 @@ def measure(d: int, rounds: int, folder: Path) -> dict[str, float]:
     return {k: statistics.median(t) for k, t in times.items()}
 
 
+def latency(rounds: int) -> dict[str, float]:
+    """Forward time of gpt2-tiny on one window of 128 tokens, as a ratio to the plain model."""
+    targets = "c_attn|c_proj|c_fc"
+    models = {"plain": hra.zoo.gpt2("tiny"), "plain again": hra.zoo.gpt2("tiny"), "LoRA r=8, unfused": hra.zoo.gpt2("tiny"),
+              "SHiRA 1 %, attached": hra.zoo.gpt2("tiny"), "SHiRA 1 %, switched": hra.zoo.gpt2("tiny")}
+    hra.attach(models["LoRA r=8, unfused"], hra.LoRA, targets=targets, r=8)
+    hra.attach(models["SHiRA 1 %, attached"], hra.SHiRA, targets=targets, density=DENSITY)
+    with tempfile.TemporaryDirectory() as folder:
+        tuned = hra.attach(models["SHiRA 1 %, switched"], hra.SHiRA, targets=targets, density=DENSITY)
+        tuned.save(Path(folder) / "a.safetensors")
+        hra.Switch(tuned.detach()).to(Path(folder) / "a.safetensors")
+    ids = torch.randint(2048, (1, 128), generator=torch.Generator().manual_seed(0))
+    times: dict[str, list[float]] = {k: [] for k in models}
+    for k in range(4 * rounds):
+        for name, model in models.items():
+            begin = time.perf_counter()
+            model(input_ids=ids)
+            if k > 3:
+                times[name].append(time.perf_counter() - begin)
+    plain = statistics.median(times["plain"])
+    return {name: statistics.median(t) / plain for name, t in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
@@ -107,10 +130,16 @@ def main() -> None:
         for d_, row in sizes.items():
             pair = row["two bare overwrites"]
             print(f"{d_:>5}  " + "  ".join(f"{k} {t:.3f} ({t / pair:.2f})" for k, t in row.items()))
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        ratios = latency(args.rounds)
+    print("\nforward pass of gpt2-tiny, one window, one thread, ratio to the plain model")
+    for name, ratio in ratios.items():
+        print(f"{name:<22}{ratio:.2f}")
     if args.json:
         args.json.write_text(json.dumps({
             "command": "python -m benchmarks.switch", "machine": f"{platform.machine()}, torch {torch.__version__}",
-            "date": time.strftime("%Y-%m-%d"), "density": DENSITY, "milliseconds": result}, indent=1) + "\n")
+            "date": time.strftime("%Y-%m-%d"), "density": DENSITY, "milliseconds": result, "latency": ratios}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
