@@ -28,7 +28,7 @@ OUT = Path(__file__).with_suffix(".json")
 MASKS, SEEDS, DENSITY, CALIBRATION = ("struct", "rand", "weight", "grad", "snip"), (0, 1, 2, 3, 4), 1 / 72, 8
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {"FullFT": ("FullFT", {}), "LoRA r=2": ("LoRA", {"r": 2})}
 SETTINGS |= {f"SHiRA {m}": ("SHiRA", {"mask": m, "density": DENSITY}) for m in MASKS}
-LRS = {"FullFT": (3e-4, 1e-3, 3e-3), "LoRA": (3e-3, 1e-2, 3e-2), "SHiRA": (3e-3, 1e-2, 3e-2)}
+LRS = {"FullFT": (3e-4, 1e-3, 3e-3), "LoRA": (3e-3, 1e-2, 3e-2), "SHiRA": (3e-3, 1e-2, 3e-2, 1e-1)}
 SITES = tuple(f"transformer.h.3.{s}" for s in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))
 
 

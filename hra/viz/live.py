@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Panel:
-    """Rank, targets and learning rate, Train and Cancel, and the curves of the run as it comes.
+    """Rank (for SHiRA: mask and density), targets and learning rate, Train and Cancel, and the curves of the run as it comes.
 
     make_model() gives a fresh model, make_batches() endless batches, evaluate(model) the number to watch (bits a
     character). `recorded` is a `hra.Log` shown where there is no kernel.
@@ -28,6 +28,8 @@ class Panel:
         self._thread: threading.Thread | None = None
         options = list((targets or {"attention": r"attn\.", "attention and MLP": r"attn\.|mlp\."}).items())
         self.rank = w.IntSlider(8, 1, 64, description="rank r")
+        self.mask = w.Dropdown(options=["rand", "weight", "struct"], description="mask")
+        self.density = w.FloatLogSlider(0.01, base=10, min=-3, max=-0.5, step=0.1, description="density")
         self.targets = w.Dropdown(options=options, description="targets")
         self.lr = w.FloatLogSlider(3e-3, base=10, min=-4, max=-1, step=0.1, description="learning rate",
                                    style={"description_width": "initial"})
@@ -38,7 +40,8 @@ class Panel:
         self.picture = w.Image(format="png", layout=w.Layout(max_width="100%"))
         self.train.on_click(lambda _: self.start())
         self.cancel.on_click(lambda _: self._stop.set())
-        self.box = w.VBox([w.HBox([self.rank, self.targets]), self.lr,
+        choices = [self.mask, self.density] if method == "SHiRA" else [self.rank]
+        self.box = w.VBox([w.HBox([*choices, self.targets]), self.lr,
                            w.HBox([self.train, self.cancel, self.progress]), self.status, self.picture])
 
     def start(self) -> None:
@@ -61,7 +64,9 @@ class Panel:
         self.error = None
         try:
             model = self.make_model()
-            tuned = hra.attach(model, hra.METHODS[self.method], targets=self.targets.value, r=self.rank.value)
+            hyper = ({"mask": self.mask.value, "density": self.density.value} if self.method == "SHiRA"
+                     else {"r": self.rank.value})
+            tuned = hra.attach(model, hra.METHODS[self.method], targets=self.targets.value, **hyper)
             self.log = hra.fit(tuned, self.make_batches(), self.steps, self.lr.value, progress=False, every=self.every,
                                evaluate=lambda: self.evaluate(model), callback=self._show)
             word = "Cancelled" if self._stop.is_set() else "Done"
