@@ -169,3 +169,21 @@ def test_the_mask_explorers_fallback_size_and_refusals():
         explorer(at=2)
     with pytest.raises(ValueError, match="two rules"):
         hra.viz.MaskExplorer({"one": drawn["one"]}, [0.02, 0.2])
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_switch_explorer_computes_the_librarys_roofline():
+    w = hra.viz.SwitchCost({"512": {"bare": 0.1}, "4096": {"bare": 3.0}}, d=512)
+    choices = [{"at": a, "thousandths": t, "r": r, "bandwidth": b} for a in (0, 1) for t, r, b in ((1, 1, 3), (25, 64, 40))]
+    path = JS.with_name("switch.js")
+    code = (f"const m = (await import({json.dumps(path.as_uri())})).default, s = {json.dumps(w.public_state())};"
+            f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, ...c}}))))")
+    out = subprocess.run(["node", "--experimental-default-type=module", "--input-type=module", "-e", code],
+                         capture_output=True, text=True, check=True).stdout
+    for choice, got in zip(choices, json.loads(out), strict=True):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        assert [got["sparse"], got["dense"]] == pytest.approx(list(w.roofline().values()))
+    assert "memory alone asks for" in w.summary() and w.fallback_figure().words() == w.summary()
+    with pytest.raises(ValueError, match="512, 4096"):
+        hra.viz.SwitchCost({"512": {}, "4096": {}}, d=100)

@@ -189,7 +189,7 @@ class SHiRA(Adapter):
             K, columns = len(drawn.index), len(drawn.columns)
         else:
             K, columns = masks.budget(d_out, d_in, hyper["density"], hyper["count"]), d_in
-        return {"K": K, "columns": columns, "all_columns": columns == d_in}
+        return {"K": K, "columns": columns, "all_columns": not few(columns, d_in)}
 
     # ---- files -------------------------------------------------------------------------------------
     def by_rule(self) -> bool:
@@ -230,7 +230,7 @@ class _Overwritten(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stored: Tensor, transposed: bool, bias: Tensor | None, values: Tensor, index: Tensor,
                 columns: Tensor, alpha: float) -> Tensor:
         W = stored.T if transposed else stored
-        some = len(columns) < x.shape[-1]
+        some = few(len(columns), x.shape[-1])
         ctx.save_for_backward(x[..., columns] if some else x, stored, index, columns)
         ctx.setting = some, transposed, alpha, values.dtype, x.shape, x.dtype
         return F.linear(x, W, bias)
@@ -243,10 +243,15 @@ class _Overwritten(torch.autograd.Function):
         W = stored.T if transposed else stored
         dx = (g @ W.to(g.dtype)).view(shape).to(kind) if ctx.needs_input_grad[0] else None
         rows, cols = index // W.shape[1], index % W.shape[1]
-        if some:
+        if some:  # x holds the touched columns only
             cols = torch.searchsorted(columns, cols)
         dv = sparse.sampled_product(g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]).to(g.dtype), rows, cols)
         return dx, None, None, None, (alpha * dv).to(dtype), None, None, None
+
+
+def few(columns: int, d_in: int) -> bool:
+    """Whether to keep a copy of the touched columns rather than x itself, which a neighbour may keep anyway."""
+    return columns < 0.75 * d_in
 
 
 def digest(index: Tensor) -> Tensor:

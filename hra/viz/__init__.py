@@ -9,8 +9,9 @@ from hra.viz.mask import MaskExplorer
 from hra.viz.rank import RankSlider
 from hra.viz.static import StaticWidget
 from hra.viz.style import OTHERS, colour, figure
+from hra.viz.switch import SwitchCost
 
-__all__ = ["BillCalculator", "MaskExplorer", "RankSlider", "StaticWidget",
+__all__ = ["BillCalculator", "MaskExplorer", "RankSlider", "StaticWidget", "SwitchCost",
            "bills", "colour", "figure", "intervals", "live", "plot_log"]
 
 
