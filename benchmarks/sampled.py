@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from hra import masks, sparse
 
 SHAPES = ((1024, 768, 256), (1024, 256, 1024), (512, 2304, 768), (512, 768, 3072), (1024, 4096, 4096))
-DENSITIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+DENSITIES = (0.001, 0.01, 0.03, 0.05, 0.1, 0.2, 0.4)
 
 
 def main() -> None:

@@ -146,8 +146,10 @@ def _dora(dropout: float = 0.0, grad: bool = True) -> Law:
                {"norm": "d_out", "m/norm": "d_out"})
 
 
-def _vera() -> Law:
-    return Law({"b": "d_out", "d": "r"}, {"Ax": "r"}, frozen={"A": "r*d_in", "B": "d_out*r"}, shared=True)
+def _vera(keeps_x: bool = False) -> Law:
+    """x is kept in place of Ax where it is no longer: d_in ≤ r."""
+    token = {"x": "d_in"} if keeps_x else {"Ax": "min(r, d_in)"}
+    return Law({"b": "d_out", "d": "r"}, token, frozen={"A": "r*d_in", "B": "d_out*r"}, shared=True)
 
 
 def _nola(dropout: float = 0.0, grad: bool = True) -> Law:

@@ -39,6 +39,7 @@ CASES = {
     "DoRA-norm": (hra.DoRA, {"r": 4, "detach_norm": False}, lambda m, n: 4 * (m + n) + m),
     "DoRA-dropout": (hra.DoRA, {"r": 3, "dropout": 0.2}, lambda m, n: 3 * (m + n) + m),
     "VeRA": (hra.VeRA, {"r": 10}, lambda m, n: m + 10),
+    "VeRA-wide": (hra.VeRA, {"r": 50}, lambda m, n: m + 50),
     "NOLA": (hra.NOLA, {"r": 4, "k": 9, "l": 11}, lambda m, n: 20),
     "PRANC": (hra.PRANC, {"m": 30}, SHARED(30)),
     "SHiRA-rand": (hra.SHiRA, {"density": 0.2}, lambda m, n: round(0.2 * m * n)),

@@ -242,8 +242,9 @@ def rand(*shape):
     (fullft._Sum, lambda: (rand(4, 5), rand(3, 5).detach(), rand(3, 5), rand(3).detach())),
     (dora._RowNorm, lambda: (rand(3, 5).detach(), rand(2, 5), rand(3, 2), 1.5)),
     (dora._Scaled, lambda: (rand(4, 5), rand(3, 5).detach(), rand(3).detach(), rand(2, 5), rand(3, 2), rand(3), 1.5)),
-    (vera._Vectors, lambda: (rand(4, 5), rand(3, 5).detach(), rand(3).detach(), rand(2, 5).detach(), rand(3, 2).detach(),
-                             rand(3), rand(2))),
+    *((vera._Vectors, lambda tokens=tokens, r=r, t=t: (
+        rand(tokens, 5), (rand(5, 3) if t else rand(3, 5)).detach(), t, rand(3).detach(), rand(r, 5).detach(),
+        rand(3, r).detach(), rand(3), rand(r))) for tokens in (2, 4) for r in (2, 6) for t in (True, False)),
     (Combination, lambda: (rand(4), 11, (3, 5), 0.7)),
 ])
 def test_gradients_are_right_and_second_ones_refused(function, arguments):

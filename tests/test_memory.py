@@ -112,7 +112,7 @@ MODELS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", list(MODELS))
 @pytest.mark.parametrize("name", [n for n in (
-    "LoRA", "LoRA-dropout", "FullFT", "LoRAFA", "DoRA", "VeRA", "SHiRA-rand", "SHiRA-struct") if n in CASES])
+    "LoRA", "LoRA-dropout", "FullFT", "LoRAFA", "DoRA", "VeRA", "VeRA-wide", "SHiRA-rand", "SHiRA-struct") if n in CASES])
 def test_a_whole_models_bill_is_predicted(kind, name, dtype):
     make, batch, places = MODELS[kind]
     cls, hyper = CASES[name][:2]

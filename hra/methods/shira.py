@@ -189,7 +189,7 @@ class SHiRA(Adapter):
             K, columns = len(drawn.index), len(drawn.columns)
         else:
             K, columns = masks.budget(d_out, d_in, hyper["density"], hyper["count"]), d_in
-        return {"K": K, "columns": columns, "all_columns": not few(columns, d_in)}
+        return {"K": K, "columns": columns, "all_columns": not few(columns, d_out, d_in)}
 
     # ---- files -------------------------------------------------------------------------------------
     def by_rule(self) -> bool:
@@ -230,7 +230,7 @@ class _Overwritten(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stored: Tensor, transposed: bool, bias: Tensor | None, values: Tensor, index: Tensor,
                 columns: Tensor, alpha: float) -> Tensor:
         W = stored.T if transposed else stored
-        some = few(len(columns), x.shape[-1])
+        some = few(len(columns), *W.shape)
         ctx.save_for_backward(x[..., columns] if some else x, stored, index, columns)
         ctx.setting = some, transposed, alpha, values.dtype, x.shape, x.dtype
         return F.linear(x, W, bias)
@@ -249,9 +249,12 @@ class _Overwritten(torch.autograd.Function):
         return dx, None, None, None, (alpha * dv).to(dtype), None, None, None
 
 
-def few(columns: int, d_in: int) -> bool:
-    """Whether to keep a copy of the touched columns rather than x itself, which a neighbour may keep anyway."""
-    return columns < 0.75 * d_in
+def few(columns: int, d_out: int, d_in: int) -> bool:
+    """Whether to keep a copy of the touched columns rather than x itself, which a neighbour may keep anyway.
+
+    Layers that read one x (q, k and v; gate and up) are seldom much narrower than x; one that narrows has it to itself.
+    """
+    return columns < (0.95 if d_out < d_in else 0.75) * d_in
 
 
 def digest(index: Tensor) -> Tensor:

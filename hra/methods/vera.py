@@ -70,11 +70,51 @@ class VeRA(Adapter):
         return self.b[:, None] * (self.B @ (self.d[:, None] * self.A))
 
     def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
-        """Keeps x Aᵀ, r numbers a token: B Λ_d A x, d_out of them, is never needed again (see the backward pass)."""
-        return _Vectors.apply(x, self.W0, self.bias, self.A, self.B, self.b, self.d)
+        """Keeps x Aᵀ, r numbers a token, or x itself where that is no more; B Λ_d A x, d_out numbers, is never needed again."""
+        return _Vectors.apply(x, self.base.weight, linear.is_conv1d(self.base), self.bias, self.A, self.B, self.b, self.d)
+
+    @classmethod
+    def counts(cls, d_out: int, d_in: int, adapter: Any = None, **hyper: Any) -> dict[str, Any]:
+        """Whether the input is kept in place of x Aᵀ."""
+        return {"keeps_x": d_in <= (adapter.r if adapter is not None else hyper["r"])}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={self.r}"
+
+
+class _Vectors(torch.autograd.Function):
+    """x W0ᵀ + b ⊙ ((d ⊙ x Aᵀ) Bᵀ) + bias. Keeps h = x Aᵀ or x. With P = gᵀ h: ∂b = rowsum(P Λ_d ⊙ B), ∂d = colsum(Λ_b P ⊙ B)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stored: Tensor, transposed: bool, bias: Tensor | None, A: Tensor, B: Tensor, b: Tensor,
+                d: Tensor) -> Tensor:
+        W0 = stored.T if transposed else stored
+        dense, keeps_x = _dense_is_cheaper(x.numel() // x.shape[-1], *W0.shape), x.shape[-1] <= len(d)
+        h = None if dense and keeps_x else F.linear(x, A)
+        ctx.save_for_backward(stored, A, B, b, d, x if keeps_x else h)
+        ctx.setting = transposed, dense, keeps_x, x.dtype
+        if dense:
+            return F.linear(x, _adapted(stored, transposed, A, B, b, d), bias)
+        y = F.linear(x, W0, bias)
+        y.view(-1, y.shape[-1]).addmm_((h * d.to(y.dtype)).view(-1, len(d)), (b[:, None] * B).T.to(y.dtype))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None, None, Tensor, Tensor]:
+        kept = ctx.saved_tensors
+        stored, A, B, b, d, h = (t.to(g.dtype) for t in kept)
+        transposed, dense, keeps_x, dtype = ctx.setting
+        rows, h = g.reshape(-1, g.shape[-1]), h.reshape(-1, h.shape[-1])
+        P = ((rows.T @ h) @ A.T if keeps_x else rows.T @ h) * B
+        dx = None
+        if ctx.needs_input_grad[0]:
+            if dense:
+                dx = rows @ _adapted(stored, transposed, A, B, b, d)
+            else:
+                dx = (rows @ (stored.T if transposed else stored)).addmm_((rows @ (b[:, None] * B)) * d, A)
+            dx = dx.view(*g.shape[:-1], -1).to(dtype)
+        return dx, None, None, None, None, None, (P @ d).to(kept[3].dtype), (b @ P).to(kept[4].dtype)
 
 
 def _dense_is_cheaper(tokens: int, m: int, n: int) -> bool:
@@ -82,32 +122,7 @@ def _dense_is_cheaper(tokens: int, m: int, n: int) -> bool:
     return m * n < tokens * (m + n) / 2
 
 
-class _Vectors(torch.autograd.Function):
-    """x W0ᵀ + b ⊙ ((d ⊙ x Aᵀ) Bᵀ) + bias. Keeps h = x Aᵀ. With P = gᵀ h: ∂b = rowsum(P Λ_d ⊙ B), ∂d = colsum(Λ_b P ⊙ B)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
-        h = F.linear(x, A)
-        ctx.save_for_backward(W0, A, B, b, d, h)
-        ctx.dtype = x.dtype
-        if _dense_is_cheaper(h.numel() // len(d), *W0.shape):
-            return F.linear(x, torch.addcmul(W0, b[:, None], B @ (d[:, None] * A)), bias)
-        y = F.linear(x, W0, bias)
-        y.view(-1, y.shape[-1]).addmm_((h * d.to(h.dtype)).view(-1, len(d)), (b[:, None] * B).T.to(h.dtype))
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None, Tensor, Tensor]:
-        kept = ctx.saved_tensors
-        W0, A, B, b, d, h = (t.to(g.dtype) for t in kept)
-        rows, h = g.reshape(-1, g.shape[-1]), h.reshape(-1, h.shape[-1])
-        P = (rows.T @ h) * B
-        dx = None
-        if ctx.needs_input_grad[0]:
-            if _dense_is_cheaper(len(rows), *W0.shape):
-                dx = rows @ torch.addcmul(W0, b[:, None], B @ (d[:, None] * A))
-            else:
-                dx = (rows @ W0).addmm_((rows @ (b[:, None] * B)) * d, A)
-            dx = dx.view(*g.shape[:-1], -1).to(ctx.dtype)
-        return dx, None, None, None, None, (P @ d).to(kept[3].dtype), (b @ P).to(kept[4].dtype)
+def _adapted(stored: Tensor, transposed: bool, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
+    """W0 + Λ_b B Λ_d A, (d_out, d_in), made in the layout in which W0 is stored."""
+    left, right = b[:, None] * B, d[:, None] * A
+    return torch.addmm(stored, right.T, left.T).T if transposed else torch.addmm(stored, left, right)

@@ -10,7 +10,7 @@ const make = (tag, attrs = {}, ...kids) => {
 };
 const group = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ",");
 const size = (b) => { let i = 0; while (b >= 1024 && i < 4) { b /= 1024; i++; } return `${i ? b.toFixed(b < 10 ? 2 : 1) : b} ${["B", "KiB", "MiB", "GiB", "TiB"][i]}`; };
-const value = (f, v) => Math.trunc(Function(...Object.keys(v), `return ${f}`)(...Object.values(v)));
+const value = (f, v) => Math.trunc(Function("min", ...Object.keys(v), `return ${f}`)(Math.min, ...Object.values(v)));
 const total = (part, v) => Object.values(part).reduce((s, f) => s + value(f, v), 0);
 
 // numbers of the five parts
@@ -120,7 +120,7 @@ function render({ model, el }) {
     const terms = [["trained", law.trained], ["frozen beside W0", law.frozen], ["kept a token", law.token], ["kept once", law.once]];
     const sum = (part) => Object.entries(part).map(([k, f]) => {
       const filled = f.replace(/\b[a-z]\w*/g, (w) => (w in v ? group(v[w]) : w)).replace(/\*/g, " × ");
-      return `${k}: ${f.replace(/\*/g, " × ")}` + (one ? (f === String(value(f, v)) ? "" : ` = ${filled}${/\*/.test(f) ? ` = ${group(value(f, v))}` : ""}`) : "");
+      return `${k}: ${f.replace(/\*/g, " × ")}` + (one ? (f === String(value(f, v)) ? "" : ` = ${filled}${/[*(]/.test(f) ? ` = ${group(value(f, v))}` : ""}`) : "");
     }).join("; ");
     list.replaceChildren(...terms.filter(([, p]) => Object.keys(p).length).map(([k, p]) => make("li", {}, make("strong", {}, k), " ", sum(p))));
   }
