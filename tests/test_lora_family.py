@@ -183,13 +183,16 @@ def test_vera_at_its_start():
     assert not a.d.grad.any() and a.b.grad.any()
 
 
-@pytest.mark.parametrize("tokens", [2, 200])
-def test_vera_is_its_definition_in_both_of_its_orders_of_products(tokens):
-    a = moved(hra.VeRA(layer(), r=7))
-    assert vera._dense_is_cheaper(tokens, 20, 12) is (tokens == 200)
+@pytest.mark.parametrize("r", [7, 30])
+@pytest.mark.parametrize(("tokens", "dense"), [(2, 0), (9, 1), (200, 2)])
+def test_vera_is_its_definition_in_all_of_its_orders_of_products(tokens, dense, r, monkeypatch):
+    a, made = moved(hra.VeRA(layer(), r=r)), []
+    adapted = vera._adapted
+    monkeypatch.setattr(vera, "_adapted", lambda *args: made.append(1) or adapted(*args))
     x = torch.randn(tokens, 12, dtype=torch.float64, requires_grad=True)
     g = torch.autograd.grad(a(x).sin().sum(), [x, a.b, a.d])
     torch.testing.assert_close(g, torch.autograd.grad(Adapter.forward(a, x).sin().sum(), [x, a.b, a.d]))
+    assert len(made) == (2 if dense and r == 30 else dense)  # with x kept the forward pass changes over earlier
 
 
 def test_nola_coefficient_gradients_are_inner_products():

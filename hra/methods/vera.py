@@ -83,16 +83,20 @@ class VeRA(Adapter):
 
 
 class _Vectors(torch.autograd.Function):
-    """x W0ᵀ + b ⊙ ((d ⊙ x Aᵀ) Bᵀ) + bias. Keeps h = x Aᵀ or x. With P = gᵀ h: ∂b = rowsum(P Λ_d ⊙ B), ∂d = colsum(Λ_b P ⊙ B)."""
+    """x W0ᵀ + b ⊙ ((d ⊙ x Aᵀ) Bᵀ) + bias. Keeps h = x Aᵀ or x. With P = gᵀ h: ∂b = rowsum(P Λ_d ⊙ B), ∂d = colsum(Λ_b P ⊙ B).
+
+    One product B Λ_d A (d_out·d_in·r) takes the place of the two thin ones over all tokens where it costs less.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stored: Tensor, transposed: bool, bias: Tensor | None, A: Tensor, B: Tensor, b: Tensor,
                 d: Tensor) -> Tensor:
         W0 = stored.T if transposed else stored
-        dense, keeps_x = _dense_is_cheaper(x.numel() // x.shape[-1], *W0.shape), x.shape[-1] <= len(d)
-        h = None if dense and keeps_x else F.linear(x, A)
+        (m, n), tokens, keeps_x = W0.shape, x.numel() // x.shape[-1], x.shape[-1] <= len(d)
+        dense = m * n < tokens * (m + n * keeps_x)  # x Aᵀ is needed anyway where it is kept
+        h = x if dense and keeps_x else F.linear(x, A)
         ctx.save_for_backward(stored, A, B, b, d, x if keeps_x else h)
-        ctx.setting = transposed, dense, keeps_x, x.dtype
+        ctx.setting = transposed, keeps_x, x.dtype
         if dense:
             return F.linear(x, _adapted(stored, transposed, A, B, b, d), bias)
         y = F.linear(x, W0, bias)
@@ -104,22 +108,17 @@ class _Vectors(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None, None, Tensor, Tensor]:
         kept = ctx.saved_tensors
         stored, A, B, b, d, h = (t.to(g.dtype) for t in kept)
-        transposed, dense, keeps_x, dtype = ctx.setting
+        transposed, keeps_x, dtype = ctx.setting
         rows, h = g.reshape(-1, g.shape[-1]), h.reshape(-1, h.shape[-1])
         P = ((rows.T @ h) @ A.T if keeps_x else rows.T @ h) * B
         dx = None
         if ctx.needs_input_grad[0]:
-            if dense:
+            if B.shape[0] * A.shape[1] < len(rows) * (B.shape[0] + A.shape[1]):
                 dx = rows @ _adapted(stored, transposed, A, B, b, d)
             else:
                 dx = (rows @ (stored.T if transposed else stored)).addmm_((rows @ (b[:, None] * B)) * d, A)
             dx = dx.view(*g.shape[:-1], -1).to(dtype)
         return dx, None, None, None, None, None, (P @ d).to(kept[3].dtype), (b @ P).to(kept[4].dtype)
-
-
-def _dense_is_cheaper(tokens: int, m: int, n: int) -> bool:
-    """Whether one product B Λ_d A (m·n·r) costs less than the two thin ones over all tokens (tokens·r·(m + n))."""
-    return m * n < tokens * (m + n) / 2
 
 
 def _adapted(stored: Tensor, transposed: bool, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
