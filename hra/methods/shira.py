@@ -175,6 +175,8 @@ class SHiRA(Adapter):
         if self.form != "overwrite":
             return super().forward(x)
         self.write()
+        if not torch.is_grad_enabled():
+            return F.linear(x, linear.weight(self.base), self.bias)
         return _Overwritten.apply(x, self.base.weight, linear.is_conv1d(self.base), self.bias, self.values, self.index,
                                   self.columns, self.alpha)
 
@@ -231,7 +233,7 @@ class _Overwritten(torch.autograd.Function):
                 columns: Tensor, alpha: float) -> Tensor:
         W = stored.T if transposed else stored
         some = few(len(columns), *W.shape)
-        ctx.save_for_backward(x[..., columns] if some else x, stored, index, columns)
+        ctx.save_for_backward(x.reshape(-1, x.shape[-1]).index_select(1, columns) if some else x, stored, index, columns)
         ctx.setting = some, transposed, alpha, values.dtype, x.shape, x.dtype
         return F.linear(x, W, bias)
 
