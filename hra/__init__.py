@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 
 from hra import io, schedules
 from hra.adapter import Adapter
+from hra.entries import Entries
 from hra.methods import METHODS
 from hra.model import Adapted, attach, load
 from hra.probe import Probe, probe
@@ -14,7 +15,7 @@ from hra.train import Log, fit
 
 _LAZY = ("analysis", "data", "memory", "viz", "zoo")  # they bring transformers, matplotlib and widgets: only when used
 
-__all__ = ["METHODS", "Adapted", "Adapter", "Log", "Probe", "Switch", "attach", "fit", "fuse", "io", "load", "probe",
+__all__ = ["METHODS", "Adapted", "Adapter", "Entries", "Log", "Probe", "Switch", "attach", "fit", "fuse", "io", "load", "probe",
            "schedules", *_LAZY, *METHODS]
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hra import linear
+from hra.law import Law
 
 
 class Adapter(nn.Module):
@@ -39,6 +41,8 @@ class Adapter(nn.Module):
         self.base = base.requires_grad_(False)
         self.d_out, self.d_in = linear.weight(base).shape
         self.training = base.training
+        if type(self).observe is not Adapter.observe:
+            self.register_forward_hook(_show)
 
     @property
     def W0(self) -> Tensor:
@@ -65,8 +69,6 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The definition. A subclass may override it with a cheaper equal; tests hold the two together."""
         W = self.W0 + self.delta_weight()
-        if W.requires_grad and type(self).observe is not Adapter.observe:
-            W.register_hook(self.observe)
         return F.linear(x, W, self.bias)
 
     @torch.no_grad()
@@ -74,6 +76,17 @@ class Adapter(nn.Module):
         """A plain layer, of the base's own type, that computes the same map."""
         delta = self.delta_weight()
         return linear.with_weight(self.base, self.W0 + delta)
+
+    @torch.no_grad()
+    def changes(self) -> dict[str, tuple[Tensor | None, Tensor]]:
+        """{parameter of the base: (positions in its storage or None for all, the merged values there)}: what a switch writes."""
+        new = dict(self.merged().named_parameters())
+        return {n: (None, new[n].data.view(-1)) for n, p in self.base.named_parameters() if not torch.equal(p, new[n])}
+
+    @torch.no_grad()
+    def entries(self) -> tuple[Tensor | None, Tensor]:
+        """ΔW in float64 as (flat index or None for all, values): what a sum of adapters adds up."""
+        return None, self.delta_weight().double()
 
     @torch.no_grad()
     def absorb_(self) -> None:
@@ -86,10 +99,21 @@ class Adapter(nn.Module):
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
 
     def observe(self, G: Tensor) -> None:
-        """See the dense gradient ∂L/∂W, (d_out, d_in), during backward."""
+        """See the dense gradient ∂L/∂W, (d_out, d_in), during backward, whatever `forward` does; x is kept for it."""
+
+    def observing(self) -> bool:
+        """Whether `observe` is to see the present step (a method that looks now and then says so here)."""
+        return True
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Restart, relocate, drop, grow."""
+
+    def begin(self, steps: int) -> None:
+        """Training is about to start, for so many steps in all."""
+
+    def rate(self, step: int) -> float:
+        """What multiplies this adapter's learning rate after `step` steps (re-warming)."""
+        return 1.0
 
     # ---- model level ---------------------------------------------------------------------------
     @classmethod
@@ -121,9 +145,29 @@ class Adapter(nn.Module):
         return cls.plan(sites, **hyper)
 
     @classmethod
-    def counts(cls, d_out: int, d_in: int, adapter: Adapter | None = None, **hyper: Any) -> dict[str, Any]:
-        """Sizes that a method's bill needs and its hyperparameters do not say (`hra.memory`)."""
-        return {}
+    def law(cls, *_: Any, **hyper: Any) -> Law:
+        """What a training step holds of one layer (`hra.memory`); of `hyper`, `grad` says whether x needs a gradient."""
+        raise ValueError(f"{cls.__name__} states no law. Override `law`, or measure it: hra.memory.measure.")
+
+    @classmethod
+    def hyperparameters(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """All of the method's hyperparameters, those not `given` at their defaults. Keyword-only ones but `seed` are the library's.
+
+        Raises TypeError for a name that does not exist.
+        """
+        known: dict[str, Any] = {}
+        for c in cls.__mro__:
+            if "__init__" in vars(c):
+                own = inspect.signature(c.__init__).parameters
+                planned = {n for n, p in own.items() if p.kind is p.KEYWORD_ONLY} - {"seed"} if "seed" in own else set()
+                known = {n: p.default for n, p in own.items() if n not in ("self", "base") and n not in planned
+                         and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | known
+                if not any(p.kind is p.VAR_KEYWORD for p in own.values()):  # a mixin passes the rest on
+                    break
+        for name in given:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no hyperparameter {name!r}. It has: {', '.join(known)}.")
+        return known | given
 
     # ---- helpers -------------------------------------------------------------------------------
     def own_tensors(self) -> dict[str, Tensor]:
@@ -148,7 +192,9 @@ class Adapter(nn.Module):
         return f"d_out={self.d_out}, d_in={self.d_in}"
 
 
-INTERNAL = ("self", "base", "site", "shared")  # arguments of a method's constructor that are no hyperparameters
+def _show(adapter: Adapter, args: tuple, y: Tensor) -> None:
+    if y.requires_grad and adapter.observing():
+        linear.on_gradient(args[0], y, adapter.observe)
 
 
 def generator(seed: int, site: str = "", what: str = "") -> torch.Generator:

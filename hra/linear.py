@@ -1,7 +1,7 @@
 """The one file that knows how a layer stores its weight. Everywhere else W is (d_out, d_in)."""
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,12 @@ def with_weight(layer: nn.Module, W: Tensor, b: Tensor | None = None) -> nn.Modu
         if b is not None:
             new.get_parameter("bias").copy_(b)
     return new
+
+
+def on_gradient(x: Tensor, y: Tensor, see: Callable[[Tensor], None]) -> None:
+    """Call see(G) with G = gᵀ x, (d_out, d_in), the gradient of the weight that maps x to y, when the backward pass reaches y."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    y.register_hook(lambda g: see(g.reshape(-1, g.shape[-1]).T @ rows.to(g.dtype)))
 
 
 def linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 RULES = ("struct", "rand", "weight", "grad", "snip")
-GIVEN = "given"  # the mask of a sum of adapters, which no rule gives
 
 
 def budget(d_out: int, d_in: int, density: float | None = None, count: int | None = None) -> int:
@@ -44,6 +43,20 @@ def top(score: Tensor, count: int, offset: int = 0) -> Tensor:
         raise ValueError("the scores hold NaN or Inf: the weights or gradients are not finite.")
     order = torch.sort(flat, descending=True, stable=True).indices[offset * count:(offset + 1) * count]
     return order.sort().values
+
+
+def top_of_all(scores: dict[str, Tensor], density: float | None = None, count: int | None = None,
+               offset: int = 0) -> dict[str, Tensor]:
+    """One ranking over all sites, for as many entries as they would have had one by one. Raises ValueError for a site left bare."""
+    total = sum(budget(S.shape[0], S.shape[1], density, count) for S in scores.values())
+    chosen = top(torch.cat([S.reshape(-1).float() for S in scores.values()]), total, offset)
+    made, start = {}, 0
+    for s, S in scores.items():
+        made[s] = chosen[(chosen >= start) & (chosen < start + S.numel())] - start
+        if not len(made[s]):
+            raise ValueError(f"the global mask leaves {s} without an entry: raise the density, or leave that site out.")
+        start += S.numel()
+    return made
 
 
 def rand(d_out: int, d_in: int, count: int, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,6 @@ The formulas are text, so that the book shows, and its calculator evaluates, exa
 """
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from hra import linear
-from hra.adapter import INTERNAL, Adapter
+from hra.adapter import Adapter
+from hra.law import Law, evaluate
 
 # ---- the bill ------------------------------------------------------------------------------------
 
@@ -88,136 +88,14 @@ PLANS = {
     "bf16, fp32 masters": Plan(2, 2 + 4, 2, 4, 2),  # the trained numbers twice, moments in fp32: 16 bytes in all
 }
 
-# ---- the laws of the methods ---------------------------------------------------------------------
+# ---- from laws to bills --------------------------------------------------------------------------
+
+PLAIN = Law({"W": "d_out*d_in"}, {"x": "d_in"}, base=False)  # ordinary fine-tuning of the layer itself
 
 
-@dataclass(frozen=True)
-class Law:
-    """Formulas in d_out, d_in and the hyperparameters. `token`: kept for every token; `once`: kept whatever their number.
-
-    An activation named "x" is the layer's input: layers that read one tensor keep it once. "y" is its output: the next
-    operation may keep it anyway.
-    """
-
-    trained: dict[str, str]
-    token: dict[str, str] = field(default_factory=dict)
-    once: dict[str, str] = field(default_factory=dict)
-    frozen: dict[str, str] = field(default_factory=dict)
-    wide: dict[str, str] = field(default_factory=dict)  # frozen, 8 bytes each: indices
-    full: bool = False  # what trains is in fp32 whatever the base is in
-    base: bool = True  # the pretrained W0 (and the bias) stays beside what trains
-    shared: bool = False  # `frozen` is one tensor for all layers
-
-
-def _plain() -> Law:
-    return Law({"W": "d_out*d_in"}, {"x": "d_in"}, base=False)
-
-
-def _fullft() -> Law:
-    return Law({"delta": "d_out*d_in"}, {"x": "d_in"})
-
-
-def _x(dropout: float, grad: bool) -> dict[str, str]:
-    """The input of a product whose weight trains: with dropout a copy, and a mask of its size if gradients flow on."""
-    return {"x": "d_in"} if not dropout else {"d(x)": "d_in"} | _mask(dropout, grad)
-
-
-def _mask(dropout: float, grad: bool) -> dict[str, str]:
-    return {"dropout's mask": "d_in"} if dropout and grad else {}
-
-
-def _lora(dropout: float = 0.0, grad: bool = True) -> Law:
-    return Law({"A": "r*d_in", "B": "d_out*r"}, _x(dropout, grad) | {"Ax": "r"})
-
-
-def _lorafa(dropout: float = 0.0, grad: bool = True) -> Law:
-    return Law({"B": "d_out*r"}, _mask(dropout, grad) | {"Ax": "r"}, frozen={"A": "r*d_in"})
-
-
-def _asylora(dropout: float = 0.0, grad: bool = True, train: str = "B") -> Law:
-    if train == "B":
-        return _lorafa(dropout, grad)
-    return Law({"A": "r*d_in"}, _x(dropout, grad), frozen={"B": "d_out*r"})
-
-
-def _dora(dropout: float = 0.0, grad: bool = True) -> Law:
-    y = {"gVd(x)": "d_out"} if dropout else {"y": "d_out"}
-    return Law({"A": "r*d_in", "B": "d_out*r", "m": "d_out"}, _x(dropout, grad) | {"Ax": "r"} | y,
-               {"norm": "d_out", "m/norm": "d_out"})
-
-
-def _vera(keeps_x: bool = False) -> Law:
-    """x is kept in place of Ax where it is no longer: d_in ≤ r."""
-    token = {"x": "d_in"} if keeps_x else {"Ax": "min(r, d_in)"}
-    return Law({"b": "d_out", "d": "r"}, token, frozen={"A": "r*d_in", "B": "d_out*r"}, shared=True)
-
-
-def _nola(dropout: float = 0.0, grad: bool = True) -> Law:
-    factors = {"B": "d_out*r"} | ({"A": "r*d_in"} if grad else {})
-    return Law({"alpha": "k", "beta": "l"}, _x(dropout, grad) | {"Ax": "r"}, factors, {"A0": "r*d_in"})
-
-
-def _pranc(grad: bool = True) -> Law:
-    return Law({"c": "m"}, {"x": "d_in"}, {"W": "d_out*d_in"} if grad else {})
-
-
-def _shira(form: str = "overwrite", all_columns: bool = True, grad: bool = True) -> Law:
-    """K entries that touch `columns` columns of W; x is copied only if some columns are left out."""
-    wide = {"index": "K", "columns touched": "columns"}
-    if form == "overwrite":
-        x = {"x": "d_in"} if all_columns else {"columns of x": "columns"}
-        return Law({"values": "K"}, x, frozen={"displaced": "K"}, wide=wide, full=True)
-    trained = {"dense": "d_out*d_in"} if form == "hook" else {"values": "K"}
-    dense = {"W": "d_out*d_in"} if grad else {}
-    return Law(trained, {"x": "d_in"}, dense, frozen={"displaced": "K"}, wide=wide, full=True)
-
-
-def _bitfit() -> Law:
-    return Law({"delta_b": "d_out"})
-
-
-def _bottleneck(extra: str) -> dict[str, str]:
-    return {"W_d": "r*d_out", "b_d": "r", "W_u": "d_out*r", "b_u": "d_out"} | ({"LN": extra} if extra else {})
-
-
-def _houlsby() -> Law:
-    return Law(_bottleneck(""), {"y of the base": "d_out", "before gelu": "r", "after gelu": "r"})
-
-
-def _linadapter() -> Law:
-    return Law(_bottleneck("2*d_out"), {"y of the base": "d_out", "mean and deviation": "2", "LN": "d_out", "after relu": "r"})
-
-
-# The law of a class is that of its nearest ancestor here. A law takes those hyperparameters that change its form.
-LAWS: dict[str, Callable[..., Law]] = {
-    "FullFT": _fullft, "LoRA": _lora, "LoRAFA": _lorafa, "AsyLoRA": _asylora, "DoRA": _dora, "VeRA": _vera, "NOLA": _nola,
-    "PRANC": _pranc, "SHiRA": _shira, "BitFit": _bitfit, "Houlsby": _houlsby, "LinAdapter": _linadapter}
-
-
-def law(method: type[Adapter] | None, grad: bool = True, **hyper: Any) -> Law:
+def law(method: type[Adapter] | None, grad: bool = True, **given: Any) -> Law:
     """The formulas of a method; of ordinary fine-tuning of the layer itself for `method=None`."""
-    if method is None:
-        return _plain()
-    for c in method.__mro__:
-        if c.__name__ in LAWS:
-            rule = LAWS[c.__name__]
-            known = inspect.signature(rule).parameters
-            return rule(**{k: v for k, v in {**hyper, "grad": grad}.items() if k in known})
-    raise ValueError(f"hra.memory has no law for {method.__name__}. It has: {', '.join(LAWS)}.")
-
-
-def evaluate(formula: str, values: Mapping[str, Any]) -> int:
-    """A formula of `Law` with numbers for its names."""
-    return int(eval(formula, {"__builtins__": {}, "min": min, "max": max}, dict(values)))
-
-
-def _hyper(method: type[Adapter], given: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(method.__init__).parameters
-    known = {k: p.default for k, p in signature.items() if k not in INTERNAL}
-    for name in given:
-        if name not in known:
-            raise TypeError(f"{method.__name__} has no hyperparameter {name!r}. It has: {', '.join(known)}.")
-    return {**known, **given}
+    return PLAIN if method is None else method.law(grad=grad, **{**method.hyperparameters({}), **given})
 
 
 def cost(method: type[Adapter] | None, d_out: int, d_in: int, tokens: int, *, plan: str = "fp32", bias: bool = False,
@@ -237,10 +115,9 @@ def cost(method: type[Adapter] | None, d_out: int, d_in: int, tokens: int, *, pl
             raise ValueError(f"{name}={value!r} must be an integer of at least {int(name != 'tokens')}.")
     if plan not in PLANS:
         raise ValueError(f"plan={plan!r} does not exist. The plans are {', '.join(PLANS)}.")
-    if method is not None:
-        hyper = _hyper(method, hyper)
-        hyper |= method.counts(d_out, d_in, **hyper, site=site, adapter=adapter)
-    p, rule, values = PLANS[plan], law(method, input_grad, **hyper), {"d_out": d_out, "d_in": d_in, **hyper}
+    hyper = {} if method is None else method.hyperparameters(hyper)
+    p, rule = PLANS[plan], law(method, input_grad, d_out=d_out, d_in=d_in, site=site, adapter=adapter, **hyper)
+    values = {"d_out": d_out, "d_in": d_in, **hyper, **rule.sizes}
     trained = sum(evaluate(f, values) for f in rule.trained.values())
     frozen = sum(evaluate(f, values) for f in rule.frozen.values()) + d_out * bias + d_out * d_in * rule.base
     wide = sum(evaluate(f, values) for f in rule.wide.values())
@@ -353,10 +230,11 @@ class _Walk:
         flows = self.grad
         if name in self.adapters:
             a = self.adapters[name]
-            hyper = _hyper(type(a), self.hyper) | a.counts(a.d_out, a.d_in, adapter=a)
-            rule, values = law(type(a), flows, **hyper), {"d_out": a.d_out, "d_in": a.d_in, **hyper}
+            hyper = a.hyperparameters(self.hyper)
+            rule = law(type(a), flows, d_out=a.d_out, d_in=a.d_in, adapter=a, **hyper)
+            values = {"d_out": a.d_out, "d_in": a.d_in, **hyper, **rule.sizes}
         elif layer.weight.requires_grad:  # ordinary fine-tuning
-            rule, values = _plain(), {"d_in": linear.weight(layer).shape[1]}
+            rule, values = PLAIN, {"d_in": linear.weight(layer).shape[1]}
         else:
             return flows
         for key, formula in rule.token.items():

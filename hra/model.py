@@ -1,7 +1,6 @@
 """From one layer to a model: attach adapters, drive them, merge, remove, save or load them."""
 from __future__ import annotations
 
-import inspect
 import os
 from typing import Any
 
@@ -9,8 +8,11 @@ import torch
 from torch import nn
 
 from hra import __version__, io, linear
-from hra.adapter import INTERNAL, Adapter
+from hra.adapter import Adapter
+from hra.entries import Entries
 from hra.methods import METHODS
+
+LOADABLE: dict[str, type[Adapter]] = {**METHODS, "Entries": Entries}  # what a file may hold
 
 
 class Adapted:
@@ -34,13 +36,16 @@ class Adapted:
                 fresh = [p for p in g["params"] if id(p) not in seen]
                 seen.update(map(id, fresh))
                 if fresh:
-                    groups.append({**g, "params": fresh})
+                    groups.append({**g, "params": fresh, "site": a.site, "rate": 1.0})
         return groups
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """To be called after `optimizer.step()`, with the number of the step, from 1."""
         for a in self.adapters.values():
             a.after_step(step, optimizer)
+        for g in optimizer.param_groups:
+            if g.get("site") in self.adapters:
+                g["rate"] = self.adapters[g["site"]].rate(step)
 
     @property
     def num_trainable(self) -> int:
@@ -125,10 +130,7 @@ def attach(model: nn.Module, method: type[Adapter], targets: str = "", **hyper: 
     """
     if not (isinstance(method, type) and issubclass(method, Adapter)) or method is Adapter:
         raise TypeError(f"method={method!r} is not a method of hra. There are: {', '.join(METHODS)}.")
-    known = [n for n in inspect.signature(method.__init__).parameters if n not in INTERNAL]
-    for name in hyper:
-        if name not in known:
-            raise TypeError(f"{method.__name__} has no hyperparameter {name!r}. It has: {', '.join(known)}.")
+    hyper = method.hyperparameters(hyper)
     _refuse_adapted(model)
     if method.whole_model and targets:
         raise ValueError(f"{method.__name__} has the model itself as its layer: leave targets={targets!r} out.")
@@ -142,9 +144,9 @@ def load(model: nn.Module, path: str | os.PathLike[str], strict_base: bool = Tru
     """
     _refuse_adapted(model)
     tensors, meta = io.read(path)
-    if meta["method"] not in METHODS:
+    if meta["method"] not in LOADABLE:
         raise io.AdapterFileError(f"{path} holds an unknown method {meta['method']!r}. Known: {', '.join(METHODS)}.")
-    method, every = METHODS[meta["method"]], dict(linear.linears(model))
+    method, every = LOADABLE[meta["method"]], dict(linear.linears(model))
     if method.whole_model:
         every = {"": model}
     missing = [s for s in meta["sites"] if s not in every]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hra import linear, sparse
 from hra.adapter import check_number
-from hra.methods import SHiRA
+from hra.entries import Entries
 from hra.methods.fullft import FullFT
 from hra.model import Adapted, _attach, _refuse_adapted, load
 
@@ -85,19 +85,14 @@ class Switch:
             for site, a in tuned.adapters.items():
                 if a.no_delta:
                     raise TypeError(f"{path} holds a {type(a).__name__}, which has no ΔW: {a.no_delta}. It cannot be switched.")
-                flat = a.base.get_parameter("weight").data.view(-1)
-                if isinstance(a, SHiRA):
-                    position = sparse.storage_index(a.index, a.d_out, a.d_in, linear.is_conv1d(a.base))
-                    order = position.sort()  # writes that go forward in memory are faster
-                    new = (a.stash + a.alpha * a.values.detach()).to(flat.dtype)
-                    made.append((flat, order.values, a.stash.clone()[order.indices], new[order.indices]))
-                    continue
-                merged = a.merged()
-                for name, p in merged.named_parameters():
-                    mine = a.base.get_parameter(name).data.view(-1)
-                    if not torch.equal(mine, p.data.view(-1)):
-                        old = self._pristine.setdefault(f"{site}.{name}", mine.clone())
-                        made.append((mine, None, old, p.data.view(-1).clone()))
+                for name, (position, new) in a.changes().items():
+                    now = a.base.get_parameter(name).data.view(-1)
+                    if position is None:
+                        old = self._pristine.setdefault(f"{site}.{name}", now.clone())
+                        made.append((now, None, old, new.clone()))
+                    else:
+                        position, order = position.sort()  # writes that go forward in memory are faster
+                        made.append((now, position, now[position], new[order]))
         finally:
             tuned.detach()
         return made
@@ -120,14 +115,10 @@ def fuse(model: nn.Module, files: Mapping[_Path, float]) -> Adapted:
         tuned = load(model, path)
         try:
             for site, a in tuned.adapters.items():
-                part: tuple[Tensor | None, Tensor]
                 if a.no_delta:
                     raise TypeError(f"{path} holds a {type(a).__name__}, which has no ΔW: {a.no_delta}. It cannot be fused.")
-                if isinstance(a, SHiRA):
-                    part = a.index.clone(), files[path] * a.alpha * a.values.detach().double()
-                else:
-                    part = None, files[path] * a.delta_weight().detach().double()
-                deltas.setdefault(site, []).append(part)
+                index, values = a.entries()
+                deltas.setdefault(site, []).append((None if index is None else index.clone(), files[path] * values))
         finally:
             tuned.detach()
     found = {s: model.get_submodule(s) for s in deltas}
@@ -150,7 +141,7 @@ def _sparse_sum(model: nn.Module, found: dict[str, nn.Module], deltas: dict[str,
         for s, a in adapters.items():
             a.values.data.copy_(tensors[f"{s}.values"])
 
-    return _attach(model, SHiRA, found, {"mask": "given"}, fill, tensors)
+    return _attach(model, Entries, found, {}, fill, tensors)
 
 
 def _dense_sum(model: nn.Module, found: dict[str, nn.Module], deltas: dict[str, list[tuple[Any, Tensor]]]) -> Adapted:

@@ -76,6 +76,8 @@ def fit(tuned: Any, batches: Iterable[Mapping[str, Any]], steps: int, lr: float 
     for _ in range(first):
         next(source, None)
 
+    for a in tuned.adapters.values():
+        a.begin(steps)
     model, was_training = tuned.model, tuned.model.training
     model.train()
     begun = time.perf_counter() - (log.steps[-1]["seconds"] if log.steps else 0.0)
@@ -86,7 +88,7 @@ def fit(tuned: Any, batches: Iterable[Mapping[str, Any]], steps: int, lr: float 
             if batch is None:
                 raise RuntimeError(f"the batches ran out after {step} of {steps} steps; give a list or an endless iterator.")
             for g, peak in zip(opt.param_groups, peaks, strict=True):
-                g["lr"] = peak * shape(step, steps)
+                g["lr"] = peak * shape(step, steps) * g.get("rate", 1.0)
             loss = model(**batch).loss
             if not torch.isfinite(loss):
                 raise RuntimeError(f"the loss is {loss.item()} at step {step + 1}: lower lr={lr:g}, or look at the batch.")

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 HRA = Path(__file__).resolve().parents[1] / "hra"
-FLOOR = {"linear": 0, "bases": 0, "masks": 0, "sparse": 0, "analysis": 0, "data": 0, "zoo": 0, "adapter": 1,
-         "whole": 2, "methods": 3, "schedules": 3, "io": 3, "model": 4, "memory": 4, "probe": 4, "switch": 4,
+FLOOR = {"law": 0, "linear": 0, "bases": 0, "masks": 0, "sparse": 0, "analysis": 0, "data": 0, "zoo": 0, "adapter": 1,
+         "entries": 2, "restart": 2, "whole": 2, "methods": 3, "schedules": 3, "io": 3, "model": 4, "memory": 4, "probe": 4, "switch": 4,
          "train": 4, "viz": 5}
 SAME_FLOOR = {"methods", "analysis", "viz", "zoo", "data"}  # packages whose own files may import each other
 # a log and a bill plot themselves; pretraining reads the corpora; switching loads

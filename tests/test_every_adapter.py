@@ -47,6 +47,7 @@ CASES = {
     "SHiRA-struct": (hra.SHiRA, {"mask": "struct", "every": 5, "offset": 2, "axis": "column"}, STRUCT),
     "SHiRA-hook": (hra.SHiRA, {"density": 0.2, "form": "hook"}, lambda m, n: m * n),
     "SHiRA-delta": (hra.SHiRA, {"density": 0.2, "form": "delta", "alpha": 0.5}, lambda m, n: round(0.2 * m * n)),
+    "ReLoRA": (hra.ReLoRA, {"r": 3, "every": 4, "rewarm": 2}, lambda m, n: 3 * (m + n)),
     "BitFit": (hra.BitFit, {}, lambda m, n: m),
     "Houlsby": (hra.Houlsby, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + m),
     "LinAdapter": (hra.LinAdapter, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + 3 * m),
@@ -165,6 +166,28 @@ def test_forward_is_the_definition(with_delta, layout):
         torch.testing.assert_close(g, h)
 
 
+def test_observe_sees_the_dense_gradient_whatever_the_fast_path(with_delta, layout):
+    net, x, cls, hyper, _ = make(with_delta, layout)
+    seen = {}
+
+    class Spy(cls):
+        def observe(self, G):
+            super().observe(G)
+            seen[self.site] = G
+
+        def observing(self):
+            return True
+
+    tuned = hra.attach(net, Spy, **hyper)
+    train(net, tuned, x)
+    for site, a in tuned.adapters.items():
+        z = torch.randn(3, 4, a.d_in, dtype=torch.float64)
+        a(z).sin().sum().backward()
+        W = (a.W0 + a.delta_weight()).detach().requires_grad_()
+        F.linear(z, W, a.bias).sin().sum().backward()
+        torch.testing.assert_close(seen[site], W.grad)
+
+
 def test_merged_model_computes_the_same(with_delta, layout):
     net, x, cls, hyper, _ = make(with_delta, layout)
     kind = type(net.fc)
@@ -208,7 +231,7 @@ def test_file_round_trip(name, layout, tmp_path):
     train(net, tuned, x)
     tuned.save(tmp_path / "a.safetensors")
     again = hra.load(fresh, tmp_path / "a.safetensors")
-    assert again.method is cls and again.hyper == next(iter(tuned.adapters.values())).packed(hyper)[1]
+    assert again.method is cls and again.hyper == next(iter(tuned.adapters.values())).packed(cls.hyperparameters(hyper))[1]
     assert torch.equal(fresh(x), net(x))
 
 

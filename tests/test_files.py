@@ -68,7 +68,7 @@ def refused(path, message, model=None, **kw):
 
 def test_the_metadata_says_what_is_needed(path):
     tensors, meta = parts(path)
-    assert meta["method"] == "LoRA" and json.loads(meta["hyper"]) == {"r": 2} and meta["hra_version"] == hra.__version__
+    assert meta["method"] == "LoRA" and json.loads(meta["hyper"]) == {"r": 2, "alpha": 16.0, "dropout": 0.0, "seed": 0} and meta["hra_version"] == hra.__version__
     assert json.loads(meta["sites"]) == {"0": [8, 6], "2": [4, 8]}
     assert set(tensors) == {"0.A", "0.B", "2.A", "2.B"}
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import hra
-from hra import masks, memory, sparse
+from hra import entries, masks, memory, sparse
 from hra.methods import shira
 
 
@@ -154,7 +154,7 @@ def test_gradcheck_and_no_second_derivative(axis):
     def f(x, v):  # what the adapter does: write, then multiply
         with torch.no_grad():
             stored = W + 0.7 * sparse.scatter(v.detach(), index, 5, 4)
-        return shira._Overwritten.apply(x, stored, False, b, v, index, columns, 0.7)
+        return entries._Overwritten.apply(x, stored, False, b, v, index, columns, 0.7)
 
     assert torch.autograd.gradcheck(f, (x, v))
     (g,) = torch.autograd.grad(f(x, v).square().sum(), v, create_graph=True)

@@ -83,7 +83,7 @@ def test_fusing_is_linear_free_of_order_and_exact(tmp_path, layout, mixed):
         deltas.append({s: x.delta_weight().detach() for s, x in tuned.adapters.items()})
     one = hra.fuse(base(layout), {a: 0.5, b: -2.0})
     two = hra.fuse(base(layout), {b: -2.0, a: 0.5})
-    assert one.method is (hra.FullFT if mixed else hra.SHiRA)
+    assert one.method is (hra.FullFT if mixed else hra.Entries)
     for s, x in one.adapters.items():
         torch.testing.assert_close(x.delta_weight(), 0.5 * deltas[0][s] - 2 * deltas[1][s])
         assert torch.equal(x.delta_weight(), two.adapters[s].delta_weight())
@@ -114,5 +114,5 @@ def test_bad_sums(files, error, words, untyped):
     with pytest.raises(error, match=words):
         hra.fuse(model, files)
     assert type(model[0]) is nn.Linear
-    with pytest.raises(ValueError, match=r"what hra\.fuse makes"):
+    with pytest.raises(ValueError, match="mask='given'"):
         hra.attach(model, hra.SHiRA, mask="given")

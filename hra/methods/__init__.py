@@ -13,6 +13,7 @@ from hra.methods.nola import NOLA
 from hra.methods.pranc import PRANC
 from hra.methods.prefixtuning import PrefixTuning
 from hra.methods.prompttuning import PromptTuning
+from hra.methods.relora import ReLoRA
 from hra.methods.rslora import RsLoRA
 from hra.methods.shira import SHiRA
 from hra.methods.vera import VeRA
@@ -34,5 +35,6 @@ _ALL: tuple[type[Adapter], ...] = (
     PrefixTuning,
     PromptTuning,
     SHiRA,
+    ReLoRA,
 )
 METHODS: dict[str, type[Adapter]] = {m.__name__: m for m in _ALL}

@@ -5,9 +5,12 @@
 train="B": A Aᵀ = I, frozen; B starts at zero.   train="A": Bᵀ B = I, frozen; A starts at zero.
 The frozen factor holds the right (for B: left) singular vectors of a matrix of independent uniform numbers.
 """
+from typing import Any
+
 import torch
 from torch import nn
 
+from hra.law import Law, dropout_mask, kept_input
 from hra.methods.lora import LoRA
 
 
@@ -31,3 +34,9 @@ class AsyLoRA(LoRA):
         moved.zero_()
         self.A.requires_grad_(self.trained == "A")
         self.B.requires_grad_(self.trained == "B")
+
+    @classmethod
+    def law(cls, train: str, dropout: float, grad: bool, **hyper: Any) -> Law:
+        if train == "A":
+            return Law({"A": "r*d_in"}, kept_input(dropout, grad), frozen={"B": "d_out*r"})
+        return Law({"B": "d_out*r"}, dropout_mask(dropout, grad) | {"Ax": "r"}, frozen={"A": "r*d_in"})

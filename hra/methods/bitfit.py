@@ -4,12 +4,15 @@
 
 No weight changes: ΔW = 0. The backward pass needs nothing of the forward pass.
 """
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hra import linear
 from hra.adapter import Adapter
+from hra.law import Law
 
 
 class BitFit(Adapter):
@@ -40,3 +43,7 @@ class BitFit(Adapter):
     def merged(self) -> nn.Module:
         """A plain layer with the bias b0 + Δb."""
         return linear.with_weight(self.base, self.W0, self.bias)
+
+    @classmethod
+    def law(cls, **hyper: Any) -> Law:
+        return Law({"delta_b": "d_out"})

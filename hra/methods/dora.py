@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hra.law import Law, kept_input
 from hra.methods.lora import LoRA
 
 
@@ -48,6 +49,12 @@ class DoRA(LoRA):
         dx = F.dropout(x, self.dropout, True)
         # y − b = W0 (x − d(x)) + γ (W0 + s B A) d(x)
         return F.linear(x - dx, self.W0) + _Scaled.apply(dx, self.W0, self.bias, self.A, self.B, gamma, self.scale)
+
+    @classmethod
+    def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:
+        y = {"gVd(x)": "d_out"} if dropout else {"y": "d_out"}
+        return Law({"A": "r*d_in", "B": "d_out*r", "m": "d_out"}, kept_input(dropout, grad) | {"Ax": "r"} | y,
+                   {"norm": "d_out", "m/norm": "d_out"})
 
 
 class _RowNorm(torch.autograd.Function):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hra.adapter import Adapter
+from hra.law import Law
 
 
 class FullFT(Adapter):
@@ -31,6 +32,10 @@ class FullFT(Adapter):
     def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
         """The definition, but W0 + ΔW is summed again in the backward pass instead of being kept for it."""
         return _Sum.apply(x, self.W0, self.delta, self.bias)
+
+    @classmethod
+    def law(cls, **hyper: Any) -> Law:
+        return Law({"delta": "d_out*d_in"}, {"x": "d_in"})
 
 
 class _Sum(torch.autograd.Function):

@@ -5,12 +5,15 @@
 Placed after attention and after the MLP: on GPT-2, targets=r"attn\\.c_proj|mlp\\.c_proj". Weights start from a normal of
 deviation 10⁻² cut at two deviations, biases at zero: near the pretrained model, not on it.
 """
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hra.adapter import Adapter
+from hra.law import Law
 
 
 class Houlsby(Adapter):
@@ -34,3 +37,8 @@ class Houlsby(Adapter):
     def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
         h = self.base(x)
         return h + F.linear(F.gelu(F.linear(h, self.W_d, self.b_d)), self.W_u, self.b_u)
+
+    @classmethod
+    def law(cls, **hyper: Any) -> Law:
+        trained = {"W_d": "r*d_out", "b_d": "r", "W_u": "d_out*r", "b_u": "d_out"}
+        return Law(trained, {"y of the base": "d_out", "before gelu": "r", "after gelu": "r"})

@@ -5,12 +5,15 @@
 Placed after the MLP only: on GPT-2, targets=r"mlp\\.c_proj". Weights start from a normal of deviation 0.02, biases at zero, the
 layer norm at weight 1 and bias 0: near the pretrained model, not on it.
 """
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hra.adapter import Adapter
+from hra.law import Law
 
 
 class LinAdapter(Adapter):
@@ -37,3 +40,8 @@ class LinAdapter(Adapter):
         h = self.base(x)
         z = F.layer_norm(h, (self.d_out,), self.ln_weight, self.ln_bias)
         return h + F.linear(F.relu(F.linear(z, self.W_d, self.b_d)), self.W_u, self.b_u)
+
+    @classmethod
+    def law(cls, **hyper: Any) -> Law:
+        trained = {"W_d": "r*d_out", "b_d": "r", "W_u": "d_out*r", "b_u": "d_out", "LN": "2*d_out"}
+        return Law(trained, {"y of the base": "d_out", "mean and deviation": "2", "LN": "d_out", "after relu": "r"})

@@ -5,12 +5,15 @@
 A starts as a linear layer of fan-in d_in does (uniform, variance 1 / (3 d_in)), B at zero: ΔW = 0 and the adapted
 layer begins as the pretrained one.
 """
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hra.adapter import Adapter, check_number
+from hra.law import Law, kept_input
 
 
 class LoRA(Adapter):
@@ -58,6 +61,10 @@ class LoRA(Adapter):
         A, B = self.factors()
         h = F.linear(F.dropout(x, self.dropout, self.training), A)
         return self.base(x) + F.linear(self.scale * h, B)
+
+    @classmethod
+    def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:
+        return Law({"A": "r*d_in", "B": "d_out*r"}, kept_input(dropout, grad) | {"Ax": "r"})
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={self.r}, scale={self.scale:g}, dropout={self.dropout:g}"

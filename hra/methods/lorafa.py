@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hra.law import Law, dropout_mask
 from hra.methods.lora import LoRA
 
 
@@ -27,6 +28,10 @@ class LoRAFA(LoRA):
 
     def factors(self) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
         return self.A, _Project.apply(self.B, self.A, self.scale) if self.project else self.B
+
+    @classmethod
+    def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:
+        return Law({"B": "d_out*r"}, dropout_mask(dropout, grad) | {"Ax": "r"}, frozen={"A": "r*d_in"})
 
 
 class _Project(torch.autograd.Function):

@@ -5,12 +5,15 @@
 i = 1 … k, j = 1 … l. The bases are uniform in ±1/√k (±1/√l) and come from a seed; A0 is a frozen start like LoRA's. The
 coefficients start at zero, so ΔW = 0; without A0 both gradients would vanish there for ever.
 """
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hra.adapter import Adapter, check_count, check_number
 from hra.bases import Combination
+from hra.law import Law, kept_input
 from hra.methods.lora import LoRA
 
 
@@ -39,3 +42,8 @@ class NOLA(LoRA):
         a, b = (self.generator(name).initial_seed() for name in ("A_i", "B_j"))
         A = self.A0 + Combination.apply(self.alpha_, a, (self.r, self.d_in), self.k**-0.5)
         return A, Combination.apply(self.beta_, b, (self.d_out, self.r), self.l**-0.5)
+
+    @classmethod
+    def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:
+        factors = {"B": "d_out*r"} | ({"A": "r*d_in"} if grad else {})
+        return Law({"alpha": "k", "beta": "l"}, kept_input(dropout, grad) | {"Ax": "r"}, factors, {"A0": "r*d_in"})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hra.adapter import Adapter, check_count
 from hra.bases import Combination
+from hra.law import Law
 
 
 class PRANC(Adapter):
@@ -39,3 +40,7 @@ class PRANC(Adapter):
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         seed = self.generator("bases").initial_seed()
         return Combination.apply(self.coefficients, seed, (self.d_out, self.d_in), self.d_in**-0.5)
+
+    @classmethod
+    def law(cls, grad: bool, **hyper: Any) -> Law:
+        return Law({"c": "m"}, {"x": "d_in"}, {"W": "d_out*d_in"} if grad else {})

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from hra import linear
 from hra.adapter import Adapter, check_count, check_number, generator
+from hra.law import Law
 
 
 class Pair(nn.Module):
@@ -74,9 +75,10 @@ class VeRA(Adapter):
         return _Vectors.apply(x, self.base.weight, linear.is_conv1d(self.base), self.bias, self.A, self.B, self.b, self.d)
 
     @classmethod
-    def counts(cls, d_out: int, d_in: int, adapter: Any = None, **hyper: Any) -> dict[str, Any]:
-        """Whether the input is kept in place of x Aᵀ."""
-        return {"keeps_x": d_in <= (adapter.r if adapter is not None else hyper["r"])}
+    def law(cls, r: int, d_in: int = 10**9, **hyper: Any) -> Law:
+        """x is kept in place of x Aᵀ where it is no longer."""
+        token = {"x": "d_in"} if d_in <= r else {"Ax": "min(r, d_in)"}
+        return Law({"b": "d_out", "d": "r"}, token, frozen={"A": "r*d_in", "B": "d_out*r"}, shared=True)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={self.r}"

@@ -44,7 +44,7 @@ class BillCalculator(StaticWidget):
         """The bill of the present choices, of `method` or of the chosen one."""
         name = method or self.method
         cls = None if name == PLAIN else hra.METHODS[name]
-        hyper: dict[str, Any] = {"r": self.r} if cls is not None and "r" in memory._hyper(cls, {}) else {}
+        hyper: dict[str, Any] = {"r": self.r} if cls is not None and "r" in cls.hyperparameters({}) else {}
         if self.model == LAYER:
             return memory.cost(cls, self.d_out, self.d_in, self.tokens, plan=self.plan, **hyper)
         return memory.preset_cost(self.model, cls, "all", self.tokens, self.plan, **hyper)

@@ -1,0 +1,10 @@
+"""ReLoRA: LoRA, restarted.  Lialin et al., 2023.  arXiv:2307.05695
+
+    W ← W + (α / r) B A  every `every` steps, then A, B and their moments begin again           (eq. 1)
+"""
+from hra.methods.lora import LoRA
+from hra.restart import Restart
+
+
+class ReLoRA(Restart, LoRA):
+    """Trains r (d_in + d_out) numbers at a time."""
