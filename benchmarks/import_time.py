@@ -1,7 +1,9 @@
-"""How much longer `import hra` takes than `import torch`: medians of interleaved fresh processes, as a ratio.
+"""How much longer `import hra` takes than `import torch`: medians of interleaved fresh
+processes, as a ratio.
 
-    python -m benchmarks.import_time [rounds]
+python -m benchmarks.import_time [rounds]
 """
+
 import statistics
 import subprocess
 import sys
@@ -19,4 +21,7 @@ if __name__ == "__main__":
     seconds("import hra")  # warms the disk cache
     pairs = [(seconds("import torch"), seconds("import hra")) for _ in range(rounds)]
     torch_, hra_ = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(f"import torch {torch_:.2f} s, import hra {hra_:.2f} s, ratio {hra_ / torch_:.2f} ({rounds} rounds)")
+    print(
+        f"import torch {torch_:.2f} s, import hra {hra_:.2f} s, ratio "
+        f"{hra_ / torch_:.2f} ({rounds} rounds)"
+    )

@@ -1,11 +1,15 @@
-"""Changing from one adapter to another: restore A, write B. Beside two bare sorted overwrites, and beside PEFT.
+"""Changing from one adapter to another: restore A, write B. Beside two bare sorted
+overwrites, and beside PEFT.
 
-    python -m benchmarks.switch [--sizes 512 1024 2048 4096 8192] [--rounds 15] [--threads 1 2] [--json FILE]
+    python -m benchmarks.switch [--sizes 512 1024 2048 4096 8192] [--rounds 15]
+    [--threads 1 2] [--json FILE]
 
-One d × d fp32 layer, SHiRA at 1 %. One process, the contenders take turns; medians over the rounds, in milliseconds and as
-multiples of the bare pair. PEFT's SHiRA, Super-Tuning (its quickest sparse tuner, 1 %) and LoRA (r = 32) switch by unmerge
-and merge.
+One d × d fp32 layer, SHiRA at 1 %. One process, the contenders take turns; medians over
+the rounds, in milliseconds and as multiples of the bare pair. PEFT's SHiRA,
+Super-Tuning (its quickest sparse tuner, 1 %) and LoRA (r = 32) switch by unmerge and
+merge.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,7 +32,9 @@ DENSITY = 0.01
 
 
 def ours(d: int, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """(a switch from one file to the other and back next time, two bare overwrites of the same entries)."""
+    """(a switch from one file to the other and back next time, two bare overwrites of
+    the same entries).
+    """
     model = nn.Sequential(nn.Linear(d, d, bias=False)).requires_grad_(False)
     files = []
     for seed in range(2):
@@ -61,10 +67,18 @@ def theirs(d: int, kind: str) -> Callable[[], None] | None:
         import peft
     except ImportError:
         return None
-    config: Any = {"SHiRA": lambda: peft.ShiraConfig(r=round(DENSITY * d / 2), target_modules=["0"]),
-                   "Super-Tuning": lambda: peft.SupertuningConfig(sparsity=1 - DENSITY, target_modules=["0"]),
-                   "LoRA": lambda: peft.LoraConfig(r=32, target_modules=["0"])}[kind]()
-    layer = peft.get_peft_model(nn.Sequential(nn.Linear(d, d, bias=False)), config).base_model.model[0]
+    config: Any = {
+        "SHiRA": lambda: peft.ShiraConfig(
+            r=round(DENSITY * d / 2), target_modules=["0"]
+        ),
+        "Super-Tuning": lambda: peft.SupertuningConfig(
+            sparsity=1 - DENSITY, target_modules=["0"]
+        ),
+        "LoRA": lambda: peft.LoraConfig(r=32, target_modules=["0"]),
+    }[kind]()
+    layer = peft.get_peft_model(
+        nn.Sequential(nn.Linear(d, d, bias=False)), config
+    ).base_model.model[0]
     layer.merge()
 
     def change() -> None:
@@ -92,14 +106,25 @@ def measure(d: int, rounds: int, folder: Path) -> dict[str, float]:
 
 
 def latency(rounds: int) -> dict[str, float]:
-    """Forward time of gpt2-tiny on one window of 128 tokens, as a ratio to the plain model."""
+    """Forward time of gpt2-tiny on one window of 128 tokens, as a ratio to the plain
+    model.
+    """
     targets = "c_attn|c_proj|c_fc"
-    models = {"plain": hra.zoo.gpt2("tiny"), "plain again": hra.zoo.gpt2("tiny"), "LoRA r=8, unfused": hra.zoo.gpt2("tiny"),
-              "SHiRA 1 %, attached": hra.zoo.gpt2("tiny"), "SHiRA 1 %, switched": hra.zoo.gpt2("tiny")}
+    models = {
+        "plain": hra.zoo.gpt2("tiny"),
+        "plain again": hra.zoo.gpt2("tiny"),
+        "LoRA r=8, unfused": hra.zoo.gpt2("tiny"),
+        "SHiRA 1 %, attached": hra.zoo.gpt2("tiny"),
+        "SHiRA 1 %, switched": hra.zoo.gpt2("tiny"),
+    }
     hra.attach(models["LoRA r=8, unfused"], hra.LoRA, targets=targets, r=8)
-    hra.attach(models["SHiRA 1 %, attached"], hra.SHiRA, targets=targets, density=DENSITY)
+    hra.attach(
+        models["SHiRA 1 %, attached"], hra.SHiRA, targets=targets, density=DENSITY
+    )
     with tempfile.TemporaryDirectory() as folder:
-        tuned = hra.attach(models["SHiRA 1 %, switched"], hra.SHiRA, targets=targets, density=DENSITY)
+        tuned = hra.attach(
+            models["SHiRA 1 %, switched"], hra.SHiRA, targets=targets, density=DENSITY
+        )
         tuned.save(Path(folder) / "a.safetensors")
         hra.Switch(tuned.detach()).to(Path(folder) / "a.safetensors")
     ids = torch.randint(2048, (1, 128), generator=torch.Generator().manual_seed(0))
@@ -115,8 +140,12 @@ def latency(rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192]
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path)
@@ -126,22 +155,40 @@ def main() -> None:
         for threads in args.threads:
             torch.set_num_threads(threads)
             for d in tqdm(args.sizes, desc=f"{threads} threads"):
-                result.setdefault(str(threads), {})[str(d)] = measure(d, args.rounds, Path(folder))
+                result.setdefault(str(threads), {})[str(d)] = measure(
+                    d, args.rounds, Path(folder)
+                )
     for threads_, sizes in result.items():
         print(f"\n{threads_} threads; milliseconds (multiples of the bare pair)")
         for d_, row in sizes.items():
             pair = row["two bare overwrites"]
-            print(f"{d_:>5}  " + "  ".join(f"{k} {t:.3f} ({t / pair:.2f})" for k, t in row.items()))
+            print(
+                f"{d_:>5}  "
+                + "  ".join(f"{k} {t:.3f} ({t / pair:.2f})" for k, t in row.items())
+            )
     torch.set_num_threads(1)
     with torch.no_grad():
         ratios = latency(args.rounds)
-    print("\nforward pass of gpt2-tiny, one window, one thread, ratio to the plain model")
+    print(
+        "\nforward pass of gpt2-tiny, one window, one thread, ratio to the plain model"
+    )
     for name, ratio in ratios.items():
         print(f"{name:<22}{ratio:.2f}")
     if args.json:
-        args.json.write_text(json.dumps({
-            "command": "python -m benchmarks.switch", "machine": f"{platform.machine()}, torch {torch.__version__}",
-            "date": time.strftime("%Y-%m-%d"), "density": DENSITY, "milliseconds": result, "latency": ratios}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps(
+                {
+                    "command": "python -m benchmarks.switch",
+                    "machine": f"{platform.machine()}, torch {torch.__version__}",
+                    "date": time.strftime("%Y-%m-%d"),
+                    "density": DENSITY,
+                    "milliseconds": result,
+                    "latency": ratios,
+                },
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""hra: High-Rank Adapters (not PEFT's HRAConfig, which is Householder Reflection Adaptation)."""
+"""hra: High-Rank Adapters (not PEFT's HRAConfig, which is Householder Reflection
+Adaptation).
+"""
+
 from importlib import import_module
 from typing import Any
 
@@ -13,10 +16,32 @@ from hra.probe import Probe, probe
 from hra.switch import Switch, fuse
 from hra.train import Log, fit
 
-_LAZY = ("analysis", "data", "memory", "viz", "zoo")  # they bring transformers, matplotlib and widgets: only when used
+_LAZY = (
+    "analysis",
+    "data",
+    "memory",
+    "viz",
+    "zoo",
+)  # they bring transformers, matplotlib and widgets: only when used
 
-__all__ = ["METHODS", "Adapted", "Adapter", "Entries", "Log", "Probe", "Switch", "attach", "fit", "fuse", "io", "load", "probe",
-           "schedules", *_LAZY, *METHODS]
+__all__ = [
+    "METHODS",
+    "Adapted",
+    "Adapter",
+    "Entries",
+    "Log",
+    "Probe",
+    "Switch",
+    "attach",
+    "fit",
+    "fuse",
+    "io",
+    "load",
+    "probe",
+    "schedules",
+    *_LAZY,
+    *METHODS,
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,7 +49,9 @@ def __getattr__(name: str) -> Any:
         return METHODS[name]
     if name in _LAZY:
         return import_module(f"hra.{name}")
-    raise AttributeError(f"hra has no attribute {name!r}. Methods: {', '.join(METHODS)}.")
+    raise AttributeError(
+        f"hra has no attribute {name!r}. Methods: {', '.join(METHODS)}."
+    )
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,7 @@
-"""Frozen random bases that a seed gives back: drawn in fp32 on the CPU, so that every device and dtype has the same numbers."""
+"""Frozen random bases that a seed gives back: drawn in fp32 on the CPU, so that every
+device and dtype has the same numbers.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -9,19 +12,32 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def draws(seed: int, count: int, shape: tuple[int, int], bound: float) -> Iterator[Tensor]:
-    """`count` matrices of `shape`, uniform in ±bound, one at a time: never more than one is alive."""
+def draws(
+    seed: int, count: int, shape: tuple[int, int], bound: float
+) -> Iterator[Tensor]:
+    """`count` matrices of `shape`, uniform in ±bound, one at a time: never more than
+    one is alive.
+    """
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
         yield torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 class Combination(torch.autograd.Function):
-    """Σ_i c_i Θ_i over seeded bases Θ_i, c: (count,); ∂L/∂c_i = ⟨∂L/∂sum, Θ_i⟩, the bases drawn again. Keeps nothing."""
+    """Σ_i c_i Θ_i over seeded bases Θ_i, c: (count,); ∂L/∂c_i = ⟨∂L/∂sum, Θ_i⟩, the
+    bases drawn again. Keeps nothing.
+    """
 
     @staticmethod
-    def forward(ctx: Any, c: Tensor, seed: int, shape: tuple[int, int], bound: float) -> Tensor:
-        ctx.seed, ctx.shape, ctx.bound, ctx.like = seed, shape, bound, (len(c), c.dtype, c.device)
+    def forward(
+        ctx: Any, c: Tensor, seed: int, shape: tuple[int, int], bound: float
+    ) -> Tensor:
+        ctx.seed, ctx.shape, ctx.bound, ctx.like = (
+            seed,
+            shape,
+            bound,
+            (len(c), c.dtype, c.device),
+        )
         total = c.new_zeros(shape)
         for weight, basis in zip(c, draws(seed, len(c), shape, bound), strict=True):
             total += weight * basis.to(c)
@@ -31,5 +47,8 @@ class Combination(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         count, dtype, device = ctx.like
-        parts = [(g * basis.to(g)).sum() for basis in draws(ctx.seed, count, ctx.shape, ctx.bound)]
+        parts = [
+            (g * basis.to(g)).sum()
+            for basis in draws(ctx.seed, count, ctx.shape, ctx.bound)
+        ]
         return torch.stack(parts).to(dtype=dtype, device=device), None, None, None

@@ -1,4 +1,7 @@
-"""The law of a method: what a training step holds of one adapted layer, as formulas that the book prints and its sliders evaluate."""
+"""The law of a method: what a training step holds of one adapted layer, as formulas
+that the book prints and its sliders evaluate.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -8,10 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Law:
-    """Formulas in d_out, d_in, the hyperparameters and `sizes`. `token`: kept for every token; `once`: kept whatever their number.
+    """Formulas in d_out, d_in, the hyperparameters and `sizes`. `token`: kept for every
+    token; `once`: kept whatever their number.
 
-    An activation named "x" is the layer's input: layers that read one tensor keep it once. "y" is its output: the next
-    operation may keep it anyway.
+    An activation named "x" is the layer's input: layers that read one tensor keep it
+    once. "y" is its output: the next operation may keep it anyway.
     """
 
     trained: dict[str, str]
@@ -22,12 +26,18 @@ class Law:
     full: bool = False  # what trains is in fp32 whatever the base is in
     base: bool = True  # the pretrained W0 (and the bias) stays beside what trains
     shared: bool = False  # `frozen` is one tensor for all layers
-    sizes: dict[str, int] = field(default_factory=dict)  # names in the formulas that no hyperparameter gives
+    sizes: dict[str, int] = field(
+        default_factory=dict
+    )  # names in the formulas that no hyperparameter gives
 
 
 def kept_input(dropout: float, grad: bool) -> dict[str, str]:
-    """The input of a product whose weight trains: with dropout a copy, and a mask of its size if gradients flow on."""
-    return {"x": "d_in"} if not dropout else {"d(x)": "d_in"} | dropout_mask(dropout, grad)
+    """The input of a product whose weight trains: with dropout a copy, and a mask of
+    its size if gradients flow on.
+    """
+    return (
+        {"x": "d_in"} if not dropout else {"d(x)": "d_in"} | dropout_mask(dropout, grad)
+    )
 
 
 def dropout_mask(dropout: float, grad: bool) -> dict[str, str]:
@@ -36,4 +46,6 @@ def dropout_mask(dropout: float, grad: bool) -> dict[str, str]:
 
 def evaluate(formula: str, values: Mapping[str, Any]) -> int:
     """A formula of `Law` with numbers for its names."""
-    return int(eval(formula, {"__builtins__": {}, "min": min, "max": max}, dict(values)))
+    return int(
+        eval(formula, {"__builtins__": {}, "min": min, "max": max}, dict(values))
+    )

@@ -1,4 +1,7 @@
-"""Calibration gradients: what masks by gradient, SNIP and Fisher's information are made from."""
+"""Calibration gradients: what masks by gradient, SNIP and Fisher's information are made
+from.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -13,22 +16,34 @@ from hra import linear
 
 @dataclass(frozen=True)
 class Probe:
-    """Per site, (d_out, d_in): the mean of ∂L/∂W over the batches, and the mean of its square."""
+    """Per site, (d_out, d_in): the mean of ∂L/∂W over the batches, and the mean of its
+    square.
+    """
 
     mean: dict[str, Tensor]
     squared: dict[str, Tensor]
 
 
-def probe(model: nn.Module, batches: Iterable[Mapping[str, Any]], targets: str = "", progress: bool = True) -> Probe:
-    """Run `batches` (a finite iterable) forward and backward and collect ∂L/∂W of the linear layers that `targets` names.
+def probe(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    targets: str = "",
+    progress: bool = True,
+) -> Probe:
+    """Run `batches` (a finite iterable) forward and backward and collect ∂L/∂W of the
+    linear layers that `targets` names.
 
-    G = gᵀx is formed in a hook of each layer, one dense matrix at a time; no weight is made trainable, the model's mode,
-    gradients and flags are left as they were, also after an error. Raises ValueError when nothing matches or there is no batch.
+    G = gᵀx is formed in a hook of each layer, one dense matrix at a time; no weight is
+    made trainable, the model's mode, gradients and flags are left as they were, also
+    after an error. Raises ValueError when nothing matches or there is no batch.
     """
     from tqdm.auto import tqdm
 
     found = linear.sites(model, targets)
-    total = {s: torch.zeros_like(linear.weight(m), memory_format=torch.contiguous_format) for s, m in found.items()}
+    total = {
+        s: torch.zeros_like(linear.weight(m), memory_format=torch.contiguous_format)
+        for s, m in found.items()
+    }
     squared = {s: torch.zeros_like(t) for s, t in total.items()}
     batch_sum: dict[str, Tensor] = {}
     handles: list[Any] = []
@@ -39,9 +54,11 @@ def probe(model: nn.Module, batches: Iterable[Mapping[str, Any]], targets: str =
             def add(G: Tensor) -> None:  # a layer that is called twice adds twice
                 batch_sum[site] = batch_sum[site] + G if site in batch_sum else G
 
-            if not y.requires_grad:  # everything is frozen: gradients begin at the first layer that is watched
+            # everything is frozen: gradients begin at the first layer that is watched
+            if not y.requires_grad:
                 y.requires_grad_()
             linear.on_gradient(args[0], y, add)
+
         return hook
 
     count = 0
@@ -54,7 +71,9 @@ def probe(model: nn.Module, batches: Iterable[Mapping[str, Any]], targets: str =
             loss.backward()
             for s in found:
                 if s not in batch_sum:
-                    raise ValueError(f"no gradient reached {s}: the loss does not depend on it.")
+                    raise ValueError(
+                        f"no gradient reached {s}: the loss does not depend on it."
+                    )
                 total[s] += batch_sum[s]
                 squared[s] += batch_sum[s] ** 2
             count += 1
@@ -66,4 +85,7 @@ def probe(model: nn.Module, batches: Iterable[Mapping[str, Any]], targets: str =
         model.train(mode)
     if not count:
         raise ValueError("there is no batch to probe with.")
-    return Probe({s: t / count for s, t in total.items()}, {s: t / count for s, t in squared.items()})
+    return Probe(
+        {s: t / count for s, t in total.items()},
+        {s: t / count for s, t in squared.items()},
+    )

@@ -1,4 +1,5 @@
 """Restart: fold ΔW into the layer, begin the adapter afresh, forget its moments."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -15,18 +16,25 @@ from hra.law import Law
 class Restart:
     """Mixin for an adapter that has `reset()`.  After n restarts rank(W − W0) ≤ n r.
 
-    The layer holds W0 + Σ ΔW of the rounds that are over, `pristine` the pretrained weight, for `detach` and for the file.
+    The layer holds W0 + Σ ΔW of the rounds that are over, `pristine` the pretrained
+    weight, for `detach` and for the file.
     """
 
-    def __init__(self, *args: Any, every: int = 1000, rewarm: int = 0, **hyper: Any) -> None:
+    def __init__(
+        self, *args: Any, every: int = 1000, rewarm: int = 0, **hyper: Any
+    ) -> None:
         super().__init__(*args, **hyper)
         self.every, self.rewarm = check_count("every", every), rewarm
         self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("pristine", linear.weight(self.base).detach().clone(), persistent=False)
+        self.register_buffer(
+            "pristine", linear.weight(self.base).detach().clone(), persistent=False
+        )
 
     @property
     def W0(self) -> Tensor:
-        return self.pristine if "pristine" in self._buffers else linear.weight(self.base)
+        return (
+            self.pristine if "pristine" in self._buffers else linear.weight(self.base)
+        )
 
     def delta_weight(self) -> Tensor:
         return linear.weight(self.base) - self.W0 + super().delta_weight()
@@ -41,10 +49,16 @@ class Restart:
 
     def rate(self, step: int) -> float:
         since = step % self.every
-        return since / self.rewarm if step >= self.every and since < self.rewarm else 1.0
+        return (
+            since / self.rewarm if step >= self.every and since < self.rewarm else 1.0
+        )
 
     def generator(self, what: str = "") -> torch.Generator:
-        return super().generator(f"{what} {int(self.rounds)}" if "rounds" in self._buffers and self.rounds else what)
+        return super().generator(
+            f"{what} {int(self.rounds)}"
+            if "rounds" in self._buffers and self.rounds
+            else what
+        )
 
     def release(self, model: nn.Module) -> None:
         with torch.no_grad():
@@ -56,6 +70,12 @@ class Restart:
 
     @classmethod
     def law(cls, *_: Any, **hyper: Any) -> Law:
-        """The method's own, and the pretrained weight beside the one that the layer holds."""
+        """The method's own, and the pretrained weight beside the one that the layer
+        holds.
+        """
         own = super().law(**hyper)
-        return replace(own, frozen=own.frozen | {"pristine": "d_out*d_in"}, wide=own.wide | {"rounds": "1"})
+        return replace(
+            own,
+            frozen=own.frozen | {"pristine": "d_out*d_in"},
+            wide=own.wide | {"rounds": "1"},
+        )

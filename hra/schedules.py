@@ -1,4 +1,7 @@
-"""Learning-rate shapes: a function of the step (from 0) and the number of steps, times the peak learning rate."""
+"""Learning-rate shapes: a function of the step (from 0) and the number of steps, times
+the peak learning rate.
+"""
+
 import math
 from collections.abc import Callable
 
@@ -13,7 +16,9 @@ def constant(step: int, steps: int) -> float:
 
 
 def cosine(warmup: float = 0.1, floor: float = 0.0) -> Schedule:
-    """Linear warm-up over the fraction `warmup` of the steps, then half a cosine down to `floor` times the peak."""
+    """Linear warm-up over the fraction `warmup` of the steps, then half a cosine down
+    to `floor` times the peak.
+    """
     check_number("warmup", warmup, 0.0, 1.0, closed_low=True)
     check_number("floor", floor, 0.0, 1.0, closed_low=True)
 

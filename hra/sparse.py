@@ -1,4 +1,7 @@
-"""A few entries of a big matrix: scatter, overwrite in place, sampled products, and indices packed into few bytes."""
+"""A few entries of a big matrix: scatter, overwrite in place, sampled products, and
+indices packed into few bytes.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -7,44 +10,64 @@ import warnings
 import torch
 from torch import Tensor
 
-# Below this density the K wanted entries of gᵀx are computed one by one, above it all of them at once: on two cores the two
-# cost the same somewhere between 5 % and 20 % (benchmarks/sampled.py).
+# Below this density the K wanted entries of gᵀx are computed one by one, above it all
+# of them at once: on two cores the two cost the same somewhere between 5 % and 20 %
+# (benchmarks/sampled.py).
 DENSE_FROM = 0.05
 
 
 def scatter(values: Tensor, index: Tensor, d_out: int, d_in: int) -> Tensor:
-    """The (d_out, d_in) matrix that holds `values` at `index` and zero elsewhere, differentiable in `values`."""
+    """The (d_out, d_in) matrix that holds `values` at `index` and zero elsewhere,
+    differentiable in `values`.
+    """
     return values.new_zeros(d_out * d_in).index_put((index,), values).view(d_out, d_in)
 
 
 def storage_index(index: Tensor, d_out: int, d_in: int, transposed: bool) -> Tensor:
-    """`index` as positions in the layer's own storage, which for a transposed layout is (d_in, d_out)."""
+    """`index` as positions in the layer's own storage, which for a transposed layout is
+    (d_in, d_out).
+    """
     return index % d_in * d_out + index // d_in if transposed else index
 
 
 def overwrite_(weight: Tensor, position: Tensor, values: Tensor) -> None:
-    """weight.flat[position] = values, in place, unseen by autograd's version counters."""
+    """weight.flat[position] = values, in place, unseen by autograd's counters."""
     weight.data.view(-1).index_copy_(0, position, values.to(weight.dtype))
 
 
-def sampled_product(g: Tensor, x: Tensor, rows: Tensor, cols: Tensor, dense_from: float = DENSE_FROM) -> Tensor:
-    """(gᵀ x)[rows, cols], (K,), for g (T, d_out) and x (T, d_in); places in row-major order.
+def sampled_product(
+    g: Tensor, x: Tensor, rows: Tensor, cols: Tensor, dense_from: float = DENSE_FROM
+) -> Tensor:
+    """(gᵀ x)[rows, cols], (K,), for g (T, d_out) and x (T, d_in); places in row-major
+    order.
 
-    One dot product an entry (torch's sampled_addmm, in fp32 for half precision), or the dense product where that is cheaper.
+    One dot product an entry (torch's sampled_addmm, in fp32 for half precision), or the
+    dense product where that is cheaper.
     """
-    if len(rows) >= dense_from * g.shape[1] * x.shape[1] or g.device.type not in ("cpu", "cuda"):
+    if len(rows) >= dense_from * g.shape[1] * x.shape[1] or g.device.type not in (
+        "cpu",
+        "cuda",
+    ):
         return (g.T @ x)[rows, cols]
     _hush()
     kind = torch.promote_types(g.dtype, torch.float32)
     gT, xT = g.T.to(kind).contiguous(), x.T.to(kind).contiguous()
     starts = torch.searchsorted(rows, torch.arange(g.shape[1] + 1, device=rows.device))
-    wanted = torch.sparse_csr_tensor(starts, cols, gT.new_zeros(len(rows)), (g.shape[1], x.shape[1]), check_invariants=False)
+    wanted = torch.sparse_csr_tensor(
+        starts,
+        cols,
+        gT.new_zeros(len(rows)),
+        (g.shape[1], x.shape[1]),
+        check_invariants=False,
+    )
     return torch.sparse.sampled_addmm(wanted, gT, xT.T, beta=0.0).values()
 
 
 @functools.cache
 def _hush() -> None:
-    """torch warns once a process that its CSR support is in beta; the suite checks the one function used here."""
+    """torch warns once a process that its CSR support is in beta; the suite checks the
+    one function used here.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], torch.empty(0), (1, 1))
@@ -61,11 +84,18 @@ def pack(index: Tensor) -> Tensor:
 
 
 def unpack(gaps: Tensor, count: int) -> Tensor:
-    """The index that `pack` packed. Raises ValueError if the bytes do not hold `count` entries."""
+    """The index that `pack` packed. Raises ValueError if the bytes do not hold `count`
+    entries.
+    """
     if gaps.ndim != 1 or gaps.dtype != torch.uint8:
-        raise ValueError(f"packed gaps are a vector of uint8, not {tuple(gaps.shape)} of {gaps.dtype}.")
+        raise ValueError(
+            f"packed gaps are a vector of uint8, not {tuple(gaps.shape)} of "
+            f"{gaps.dtype}."
+        )
     last = gaps != 255
     if int(last.sum()) != count or not (len(gaps) and bool(last[-1])):
-        raise ValueError(f"the packed index holds {int(last.sum())} entries instead of {count}.")
+        raise ValueError(
+            f"the packed index holds {int(last.sum())} entries instead of {count}."
+        )
     position = torch.cumsum(gaps.to(torch.int64) + last.to(torch.int64), 0) - 1
     return position[last]

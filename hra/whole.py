@@ -1,4 +1,7 @@
-"""Methods whose layer is the model itself: they act on what goes into it and comes out of it."""
+"""Methods whose layer is the model itself: they act on what goes into it and comes out
+of it.
+"""
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,24 +13,34 @@ from hra.adapter import Adapter, check_seed
 
 
 class WholeModel(Adapter):
-    """A module that stands inside a causal language model of transformers (GPT-2) and hooks its forward pass.
+    """A module that stands inside a causal language model of transformers (GPT-2) and
+    hooks its forward pass.
 
-    Override `before(model, args, kwargs)` and, where the output changes, `after(model, args, kwargs, output)`.
+    Override `before(model, args, kwargs)` and, where the output changes, `after(model,
+    args, kwargs, output)`.
     """
 
     whole_model = True
-    NAME = "hra_adapter"  # under this name it is a part of the model, so that it moves, copies and saves with it
+    # under this name it is a part of the model: it moves, copies and saves with it
+    NAME = "hra_adapter"
 
     def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:
         nn.Module.__init__(self)
         check_seed(seed)
         can: Any = getattr(base, "can_generate", None)
         if not (callable(can) and can()):
-            raise ValueError(f"{type(self).__name__} needs a causal language model of transformers with a key/value cache, "
-                             f"such as GPT2LMHeadModel; this is a {type(base).__name__}.")
+            raise ValueError(
+                f"{type(self).__name__} needs a causal language model of transformers "
+                "with a key/value cache, "
+                f"such as GPT2LMHeadModel; this is a {type(base).__name__}."
+            )
         self.seed, self.site, self.training = seed, site, base.training
         config: Any = base.config
-        self.layers, self.heads, self.width = config.num_hidden_layers, config.num_attention_heads, config.hidden_size
+        self.layers, self.heads, self.width = (
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.hidden_size,
+        )
         self.context = config.max_position_embeddings
         base.requires_grad_(False)
 
@@ -39,15 +52,23 @@ class WholeModel(Adapter):
     def check_length(self, n: Any, what: str) -> int:
         """`n` if it is an integer of 1 … context − 1."""
         if isinstance(n, bool) or not isinstance(n, int):
-            raise TypeError(f"n={n!r} is a {type(n).__name__}; the length of a {what} is an integer from 1 to "
-                            f"{self.context - 1}.")
+            raise TypeError(
+                f"n={n!r} is a {type(n).__name__}; the length of a {what} is an "
+                "integer from 1 to "
+                f"{self.context - 1}."
+            )
         if not 1 <= n < self.context:
-            raise ValueError(f"n={n} is out of range: a {what} has 1 to {self.context - 1} positions, for the model's context "
-                             f"has {self.context}.")
+            raise ValueError(
+                f"n={n} is out of range: a {what} has 1 to {self.context - 1} "
+                "positions, for the model's context "
+                f"has {self.context}."
+            )
         return n
 
     def base_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        return {n: p for n, p in model.named_parameters() if not n.startswith(self.NAME)}
+        return {
+            n: p for n, p in model.named_parameters() if not n.startswith(self.NAME)
+        }
 
     def install(self, model: nn.Module) -> None:
         model.add_module(self.NAME, self)
@@ -59,36 +80,67 @@ class WholeModel(Adapter):
             for key, hook in list(hooks.items()):
                 if getattr(hook, "__self__", None) is self:
                     del hooks[key]
-                    for flags in (model._forward_pre_hooks_with_kwargs, model._forward_hooks_with_kwargs):
+                    for flags in (
+                        model._forward_pre_hooks_with_kwargs,
+                        model._forward_hooks_with_kwargs,
+                    ):
                         flags.pop(key, None)
         delattr(model, self.NAME)
 
-    def before(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def before(
+        self, model: Any, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
         return args, kwargs
 
-    def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def after(
+        self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
+    ) -> Any:
         return output
 
     def forward(self, *args: Any) -> Tensor:
-        raise TypeError(f"{type(self).__name__} is no layer: call the model that it was attached to.")
+        raise TypeError(
+            f"{type(self).__name__} is no layer: call the model that it was attached "
+            "to."
+        )
 
-    # ---- what the hooks share ------------------------------------------------------------------
-    def unpack(self, args: tuple, kwargs: dict[str, Any]) -> tuple[dict[str, Any], int, int, int]:
-        """(keyword arguments, rows, tokens, tokens already in the cache, the adapter's own included)."""
+    # ---- what the hooks share
+    # ------------------------------------------------------------------
+    def unpack(
+        self, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], int, int, int]:
+        """(keyword arguments, rows, tokens, tokens already in the cache, the adapter's
+        own included).
+        """
         kwargs = dict(kwargs)
         if args:
             if len(args) > 1 or "input_ids" in kwargs:
-                raise TypeError("a model with a prefix or a prompt takes input_ids by position, the rest by keyword.")
+                raise TypeError(
+                    "a model with a prefix or a prompt takes input_ids by position, "
+                    "the rest by keyword."
+                )
             kwargs["input_ids"] = args[0]
-        x = kwargs.get("inputs_embeds") if kwargs.get("input_ids") is None else kwargs["input_ids"]
+        x = (
+            kwargs.get("inputs_embeds")
+            if kwargs.get("input_ids") is None
+            else kwargs["input_ids"]
+        )
         if x is None:
-            raise ValueError("the model was called without input_ids and without inputs_embeds.")
+            raise ValueError(
+                "the model was called without input_ids and without inputs_embeds."
+            )
         cache = kwargs.get("past_key_values")
-        return kwargs, x.shape[0], x.shape[1], 0 if cache is None else cache.get_seq_length()
+        return (
+            kwargs,
+            x.shape[0],
+            x.shape[1],
+            0 if cache is None else cache.get_seq_length(),
+        )
 
     @staticmethod
     def widen_mask(kwargs: dict[str, Any], extra: int) -> None:
         """Let every token see `extra` positions before the text."""
         mask = kwargs.get("attention_mask")
         if mask is not None:
-            kwargs["attention_mask"] = torch.cat([mask.new_ones(len(mask), extra), mask], 1)
+            kwargs["attention_mask"] = torch.cat(
+                [mask.new_ones(len(mask), extra), mask], 1
+            )

@@ -1,4 +1,5 @@
 """Analysis: the identities it rests on."""
+
 import pytest
 import torch
 
@@ -12,9 +13,16 @@ def test_eckart_young(seed):
     s = rank.spectrum(S)
     for r in (0, 1, 5, 9):
         rest = S - rank.truncate(S, r)
-        torch.testing.assert_close(rest.square().sum(), s[r:].square().sum(), rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(torch.linalg.matrix_norm(rest, 2), s[r] if r < 9 else s.new_zeros(()))
-    other = torch.randn(9, 2, generator=g).double() @ torch.randn(2, 14, generator=g).double()
+        torch.testing.assert_close(
+            rest.square().sum(), s[r:].square().sum(), rtol=1e-9, atol=1e-9
+        )
+        torch.testing.assert_close(
+            torch.linalg.matrix_norm(rest, 2), s[r] if r < 9 else s.new_zeros(())
+        )
+    other = (
+        torch.randn(9, 2, generator=g).double()
+        @ torch.randn(2, 14, generator=g).double()
+    )
     assert (S - other).norm() >= (S - rank.truncate(S, 2)).norm()
     assert rank.count_above(S, float(s[3])) == 3
     with pytest.raises(ValueError, match="0 to min"):
@@ -25,8 +33,15 @@ def test_similarity_bounds_and_baseline():
     g = torch.Generator().manual_seed(0)
     A = torch.randn(8, 64, generator=g)
     assert subspace.similarity(A, A, 5, 8) == pytest.approx(1.0)
-    assert subspace.similarity(torch.eye(4, 8), torch.eye(8)[4:], 4, 4) == pytest.approx(0.0)
-    values = [subspace.similarity(torch.randn(4, 64, generator=g), torch.randn(16, 64, generator=g), 4, 16) for _ in range(60)]
+    assert subspace.similarity(
+        torch.eye(4, 8), torch.eye(8)[4:], 4, 4
+    ) == pytest.approx(0.0)
+    values = [
+        subspace.similarity(
+            torch.randn(4, 64, generator=g), torch.randn(16, 64, generator=g), 4, 16
+        )
+        for _ in range(60)
+    ]
     assert sum(values) / 60 == pytest.approx(16 / 64, rel=0.1)
     with pytest.raises(ValueError, match="i=9"):
         subspace.similarity(A, A, 9, 1)

@@ -1,14 +1,24 @@
-"""Analysis of sparse adapters: the identities, the closed forms, and the counter-examples to the printed claims."""
+"""Analysis of sparse adapters: the identities, the closed forms, and the
+counter-examples to the printed claims.
+"""
+
 import pytest
 import torch
 
 from hra.analysis import bounds, orthogonality, rank
 
-ACTIVATIONS = [torch.relu, torch.nn.functional.gelu, torch.nn.functional.silu, torch.tanh]
+ACTIVATIONS = [
+    torch.relu,
+    torch.nn.functional.gelu,
+    torch.nn.functional.silu,
+    torch.tanh,
+]
 
 
 def draw(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def bernoulli(seed, m, n, p):
@@ -20,15 +30,22 @@ def test_random_values_attain_the_structural_rank(seed):
     mask = bernoulli(seed, 24, 31, 0.02 + 0.01 * seed)
     top = rank.structural_rank(mask)
     assert torch.linalg.matrix_rank(draw(seed, 24, 31) * mask) == top
-    assert torch.linalg.matrix_rank(mask.double()) <= top  # the mask's own rank may be smaller
+    assert (
+        torch.linalg.matrix_rank(mask.double()) <= top
+    )  # the mask's own rank may be smaller
     assert top <= min(int(mask.any(1).sum()), int(mask.any(0).sum()))
 
 
 def test_structural_rank_of_known_masks():
     rows = torch.zeros(16, 20, dtype=torch.bool)
     rows[::4] = True
-    assert rank.structural_rank(rows) == 4 and torch.linalg.matrix_rank(rows.double()) == 1
-    assert rank.structural_rank(torch.eye(7)) == 7 and rank.structural_rank(torch.zeros(3, 4)) == 0
+    assert (
+        rank.structural_rank(rows) == 4 and torch.linalg.matrix_rank(rows.double()) == 1
+    )
+    assert (
+        rank.structural_rank(torch.eye(7)) == 7
+        and rank.structural_rank(torch.zeros(3, 4)) == 0
+    )
     with pytest.raises(ValueError, match="matrix"):
         rank.structural_rank(torch.ones(4))
 
@@ -39,14 +56,18 @@ def test_eckart_young_in_both_norms_and_no_factors_beat_it(seed):
     for r in (0, 1, 4, 9):
         rest = S - rank.truncate(S, r)
         spectral, frobenius = bounds.eckart_young(S, r)
-        assert spectral == pytest.approx(float(torch.linalg.matrix_norm(rest, 2)), abs=1e-9)
+        assert spectral == pytest.approx(
+            float(torch.linalg.matrix_norm(rest, 2)), abs=1e-9
+        )
         assert frobenius == pytest.approx(float(rest.norm()), abs=1e-9)
     spectral, frobenius = bounds.eckart_young(S, 3)
     B = draw(seed + 10, 12, 3)
     for _ in range(20):  # alternating least squares: the best factors there are
         A = torch.linalg.lstsq(B, S).solution
         B = torch.linalg.lstsq(A.T, S.T).solution.T
-    assert (S - B @ A).norm() >= frobenius - 1e-9 and torch.linalg.matrix_norm(S - B @ A, 2) >= spectral - 1e-9
+    assert (S - B @ A).norm() >= frobenius - 1e-9 and torch.linalg.matrix_norm(
+        S - B @ A, 2
+    ) >= spectral - 1e-9
     with pytest.raises(ValueError, match="0 to min"):
         bounds.eckart_young(S, 10)
 
@@ -54,17 +75,25 @@ def test_eckart_young_in_both_norms_and_no_factors_beat_it(seed):
 def test_the_printed_bound_is_no_frobenius_bound():
     S = torch.eye(6, dtype=torch.float64)
     spectral, frobenius = bounds.eckart_young(S, 2)
-    assert spectral == 1.0 and frobenius**2 == pytest.approx(4.0)  # σ²_{r+1} = 1 is far below
+    assert spectral == 1.0 and frobenius**2 == pytest.approx(
+        4.0
+    )  # σ²_{r+1} = 1 is far below
 
 
 def test_awom_norms():
     A, B = draw(0, 8, 5), draw(1, 8, 5)
     product = A.T @ B
     assert orthogonality.awom(A, B) == pytest.approx(float(product.norm()))
-    assert orthogonality.awom(A, B, "spectral") == pytest.approx(float(torch.linalg.svdvals(product)[0]))
-    assert orthogonality.awom(3 * A, B, "normalised") == pytest.approx(orthogonality.awom(A, B, "normalised"))
+    assert orthogonality.awom(A, B, "spectral") == pytest.approx(
+        float(torch.linalg.svdvals(product)[0])
+    )
+    assert orthogonality.awom(3 * A, B, "normalised") == pytest.approx(
+        orthogonality.awom(A, B, "normalised")
+    )
     for norm in orthogonality.NORMS:  # the two orders give transposed products
-        assert orthogonality.awom(A, B, norm) == pytest.approx(orthogonality.awom(B, A, norm))
+        assert orthogonality.awom(A, B, norm) == pytest.approx(
+            orthogonality.awom(B, A, norm)
+        )
     assert 0 <= orthogonality.awom(A, B, "normalised") <= 1
     with pytest.raises(ValueError, match="spectral"):
         orthogonality.awom(A, B, "nuclear")
@@ -74,7 +103,13 @@ def test_awom_norms():
 
 def test_expected_awor_and_awom_of_bernoulli_masks():
     m, n, p = 128, 64, 0.05
-    pairs = [(draw(s, m, n) * bernoulli(s, m, n, p), draw(99 + s, m, n) * bernoulli(99 + s, m, n, p)) for s in range(30)]
+    pairs = [
+        (
+            draw(s, m, n) * bernoulli(s, m, n, p),
+            draw(99 + s, m, n) * bernoulli(99 + s, m, n, p),
+        )
+        for s in range(30)
+    ]
     mean = sum(orthogonality.awor(a, b) for a, b in pairs) / 30
     assert mean == pytest.approx(orthogonality.expected_awor(m, p), rel=0.01)
     square = sum(orthogonality.awom(a, b) ** 2 for a, b in pairs) / 30
@@ -88,7 +123,9 @@ def test_expected_awor_and_awom_of_bernoulli_masks():
 def test_the_product_has_at_most_the_sum_over_rows_of_non_zeros(seed):
     a, b = bernoulli(seed, 20, 16, 0.1), bernoulli(seed + 50, 20, 16, 0.1)
     A, B = draw(seed, 20, 16) * a, draw(seed + 7, 20, 16) * b
-    assert (1 - orthogonality.awor(A, B)) * 16**2 <= float((a.sum(1) * b.sum(1)).sum()) + 1e-9
+    assert (1 - orthogonality.awor(A, B)) * 16**2 <= float(
+        (a.sum(1) * b.sum(1)).sum()
+    ) + 1e-9
 
 
 def test_non_overlapping_struct_masks_obey_the_corrected_lemma():
@@ -99,7 +136,9 @@ def test_non_overlapping_struct_masks_obey_the_corrected_lemma():
         masks.append(M.fill_diagonal_(True))
     A, B = draw(0, 16, 16) * masks[0], draw(1, 16, 16) * masks[1]
     dense = float(masks[0].double().mean() + masks[1].double().mean())
-    assert 1 - orthogonality.awor(A, B) <= dense < orthogonality.awor(A, B)  # printed without the "1 −", it is false
+    assert (
+        1 - orthogonality.awor(A, B) <= dense < orthogonality.awor(A, B)
+    )  # printed without the "1 −", it is false
 
 
 def test_awor_is_no_angle():
@@ -122,6 +161,21 @@ def test_orthogonal_outputs_are_not_enough():
     A = torch.tensor([[1.0, 0.0], [1.0, 0.0]]) / 2**0.5
     B = torch.tensor([[0.0, 1.0], [0.0, -1.0]]) / 2**0.5
     assert orthogonality.awom(A, B) == 0.0
-    assert orthogonality.interference(torch.zeros(2, 2), A, B, torch.ones(1, 2), torch.relu) > 0.3
-    assert orthogonality.interference(torch.zeros(2, 2), A, B, torch.ones(1, 2), lambda z: z) < 1e-12
-    assert orthogonality.interference(torch.ones(2, 2), 0 * A, 0 * B, torch.ones(1, 2), torch.relu) == 0.0
+    assert (
+        orthogonality.interference(
+            torch.zeros(2, 2), A, B, torch.ones(1, 2), torch.relu
+        )
+        > 0.3
+    )
+    assert (
+        orthogonality.interference(
+            torch.zeros(2, 2), A, B, torch.ones(1, 2), lambda z: z
+        )
+        < 1e-12
+    )
+    assert (
+        orthogonality.interference(
+            torch.ones(2, 2), 0 * A, 0 * B, torch.ones(1, 2), torch.relu
+        )
+        == 0.0
+    )

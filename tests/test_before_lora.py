@@ -1,4 +1,5 @@
-"""BitFit, the two serial adapters, prefix- and prompt-tuning: what their papers claim."""
+"""BitFit, the two serial adapters, prefix- and prompt-tuning: their papers' claims."""
+
 import copy
 import pickle
 
@@ -9,12 +10,18 @@ from torch import nn
 
 import hra
 
-# methods whose layer is the model: (hyperparameters, trained numbers for 2 layers of width 32)
-WHOLE = {hra.PrefixTuning: ({"n": 5}, 2 * 2 * 5 * 32), hra.PromptTuning: ({"n": 5}, 5 * 32)}
+# methods whose layer is the model: (hyperparameters, trained numbers for 2 layers of
+# width 32)
+WHOLE = {
+    hra.PrefixTuning: ({"n": 5}, 2 * 2 * 5 * 32),
+    hra.PromptTuning: ({"n": 5}, 5 * 32),
+}
 
 
 def gpt2(dtype=torch.float64):
-    return hra.zoo.gpt2("random", attn_pdrop=0, resid_pdrop=0, embd_pdrop=0, initializer_range=0.3).to(dtype)
+    return hra.zoo.gpt2(
+        "random", attn_pdrop=0, resid_pdrop=0, embd_pdrop=0, initializer_range=0.3
+    ).to(dtype)
 
 
 def batch(seed=0, length=12):
@@ -40,7 +47,8 @@ def method(request):
     return request.param
 
 
-# ---- at a layer ----------------------------------------------------------------------------------
+# ---- at a layer
+# ----------------------------------------------------------------------------------
 
 
 def test_bitfit_gradient_is_that_of_the_layers_own_bias():
@@ -57,9 +65,13 @@ def test_bitfit_gradient_is_that_of_the_layers_own_bias():
 
 def test_bitfit_refuses_a_layer_without_bias_and_names_it():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False))
-    with pytest.raises(ValueError, match=r"BitFit trains biases, and the layer 1 has none"):
+    with pytest.raises(
+        ValueError, match=r"BitFit trains biases, and the layer 1 has none"
+    ):
         hra.attach(model, hra.BitFit)
-    assert type(model[0]) is nn.Linear and all(p.requires_grad for p in model.parameters())
+    assert type(model[0]) is nn.Linear and all(
+        p.requires_grad for p in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("cls", [hra.Houlsby, hra.LinAdapter])
@@ -76,11 +88,14 @@ def test_the_serial_adapters_are_their_equations():
     a = hra.Houlsby(layer, r=3)
     torch.testing.assert_close(a(x), h + F.gelu(h @ a.W_d.T + a.b_d) @ a.W_u.T + a.b_u)
     a = hra.LinAdapter(layer, r=3)
-    z = (h - h.mean(1, keepdim=True)) / (h.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    z = (h - h.mean(1, keepdim=True)) / (
+        h.var(1, correction=0, keepdim=True) + 1e-5
+    ).sqrt()
     torch.testing.assert_close(a(x), h + F.relu(z @ a.W_d.T + a.b_d) @ a.W_u.T + a.b_u)
 
 
-# ---- in a model ----------------------------------------------------------------------------------
+# ---- in a model
+# ----------------------------------------------------------------------------------
 
 
 def test_only_the_adapter_trains_and_detach_is_exact(method):
@@ -91,10 +106,16 @@ def test_only_the_adapter_trains_and_detach_is_exact(method):
     assert tuned.num_trainable == count and f"{count:,}" in str(tuned)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
     train(tuned)
-    assert model(**batch()).logits.shape == y.shape and not torch.allclose(model(**batch()).logits, y)
+    assert model(**batch()).logits.shape == y.shape and not torch.allclose(
+        model(**batch()).logits, y
+    )
     assert tuned.detach() is model
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and len(before) == len(model.state_dict())
-    assert torch.equal(model(**batch()).logits, y) and all(p.requires_grad for p in model.parameters())
+    assert all(
+        torch.equal(v, before[k]) for k, v in model.state_dict().items()
+    ) and len(before) == len(model.state_dict())
+    assert torch.equal(model(**batch()).logits, y) and all(
+        p.requires_grad for p in model.parameters()
+    )
 
 
 def test_training_lowers_the_loss_also_by_fit(method):
@@ -109,12 +130,16 @@ def test_file_round_trip(method, tmp_path):
     tuned.save(tmp_path / "a.safetensors")
     fresh = gpt2()
     again = hra.load(fresh, tmp_path / "a.safetensors")
-    assert again.method is method and torch.equal(again(**batch()).logits, tuned(**batch()).logits)
+    assert again.method is method and torch.equal(
+        again(**batch()).logits, tuned(**batch()).logits
+    )
     other = gpt2()
     other.transformer.h[0].mlp.c_fc.weight.data.mul_(2)
     with pytest.raises(ValueError, match="another base"):
         hra.load(other, tmp_path / "a.safetensors")
-    assert not hasattr(other, "hra_adapter") and all(p.requires_grad for p in other.parameters())
+    assert not hasattr(other, "hra_adapter") and all(
+        p.requires_grad for p in other.parameters()
+    )
 
 
 def test_copies_pickles_and_moves(method):
@@ -131,7 +156,11 @@ def test_copies_pickles_and_moves(method):
     tuned.model.float()
     with torch.autocast("cpu", torch.bfloat16):
         tuned(**batch()).loss.backward()
-    assert all(p.grad.dtype == torch.float32 for g in tuned.param_groups(1.0) for p in g["params"])
+    assert all(
+        p.grad.dtype == torch.float32
+        for g in tuned.param_groups(1.0)
+        for p in g["params"]
+    )
 
 
 def test_merging_is_refused(method):
@@ -147,7 +176,10 @@ def test_padding_on_the_right_does_not_change_the_text(method):
     ids = batch()["input_ids"]
     mask = torch.ones_like(ids)
     mask[:, 9:] = 0
-    a, b = tuned(input_ids=ids, attention_mask=mask).logits[:, :9], tuned(input_ids=ids[:, :9]).logits
+    a, b = (
+        tuned(input_ids=ids, attention_mask=mask).logits[:, :9],
+        tuned(input_ids=ids[:, :9]).logits,
+    )
     torch.testing.assert_close(a, b)
 
 
@@ -156,29 +188,52 @@ def test_generation_is_the_greedy_choice_of_the_whole_text(method):
     tuned = hra.attach(model, method, **WHOLE[method][0])
     train(tuned)
     ids = batch()["input_ids"][:1, :6]
-    out = model.generate(ids, max_new_tokens=6, do_sample=False, attention_mask=torch.ones_like(ids), pad_token_id=0)
+    out = model.generate(
+        ids,
+        max_new_tokens=6,
+        do_sample=False,
+        attention_mask=torch.ones_like(ids),
+        pad_token_id=0,
+    )
     expected = ids
     for _ in range(out.shape[1] - 6):
-        expected = torch.cat([expected, model(input_ids=expected).logits[:, -1:].argmax(-1)], 1)
+        expected = torch.cat(
+            [expected, model(input_ids=expected).logits[:, -1:].argmax(-1)], 1
+        )
     assert torch.equal(out, expected) and out.shape[1] > 6
 
 
 def test_prefix_is_attention_over_more_keys():
-    model = hra.zoo.gpt2("random", n_layer=1, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0).double()
+    model = hra.zoo.gpt2(
+        "random", n_layer=1, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0
+    ).double()
     tuned = hra.attach(model, hra.PrefixTuning, n=4)
     a, block, seen = tuned.adapters[""], model.transformer.h[0], {}
-    block.attn.c_proj.register_forward_pre_hook(lambda m, args: seen.update(out=args[0]))
+    block.attn.c_proj.register_forward_pre_hook(
+        lambda m, args: seen.update(out=args[0])
+    )
     block.attn.c_attn.register_forward_pre_hook(lambda m, args: seen.update(x=args[0]))
     ids = batch()["input_ids"]
     model(input_ids=ids)
     position = model.transformer.wpe.weight[: ids.shape[1]]
-    torch.testing.assert_close(seen["x"], block.ln_1(model.transformer.wte(ids) + position))  # the text keeps its positions
-    q, k, v = (t.view(3, 12, 2, 16).transpose(1, 2) for t in block.attn.c_attn(seen["x"]).split(32, -1))
+    torch.testing.assert_close(
+        seen["x"], block.ln_1(model.transformer.wte(ids) + position)
+    )  # the text keeps its positions
+    q, k, v = (
+        t.view(3, 12, 2, 16).transpose(1, 2)
+        for t in block.attn.c_attn(seen["x"]).split(32, -1)
+    )
     P = a.P()[0]
-    k, v = (torch.cat([p.expand(3, -1, -1, -1), t], 2) for p, t in ((P[0], k), (P[1], v)))
+    k, v = (
+        torch.cat([p.expand(3, -1, -1, -1), t], 2) for p, t in ((P[0], k), (P[1], v))
+    )
     score = q @ k.transpose(-1, -2) / 4
-    score = score.masked_fill(torch.ones(12, 16, dtype=torch.bool).triu(5), float("-inf"))
-    torch.testing.assert_close(seen["out"], (score.softmax(-1) @ v).transpose(1, 2).reshape(3, 12, 32))
+    score = score.masked_fill(
+        torch.ones(12, 16, dtype=torch.bool).triu(5), float("-inf")
+    )
+    torch.testing.assert_close(
+        seen["out"], (score.softmax(-1) @ v).transpose(1, 2).reshape(3, 12, 32)
+    )
 
 
 def test_prefix_reparametrisation_is_dropped_in_the_file(tmp_path):
@@ -197,13 +252,17 @@ def test_prompt_is_the_model_on_longer_embeddings(init):
     E = model.get_input_embeddings()
     tuned = hra.attach(model, hra.PromptTuning, n=4, init=init)
     P, ids = tuned.adapters[""].P, batch()["input_ids"]
-    assert (init == "vocab") == all((E.weight == p).all(1).any().item() for p in P.detach())
+    assert (init == "vocab") == all(
+        (E.weight == p).all(1).any().item() for p in P.detach()
+    )
     out = tuned(input_ids=ids, labels=ids)
     x = torch.cat([P.expand(3, -1, -1), E(ids)], 1)
     tuned.detach()
     torch.testing.assert_close(out.logits, model(inputs_embeds=x).logits[:, 4:])
     loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    plain = model(inputs_embeds=x).logits[:, 3]  # the prompt's last position predicts the first token, and that counts too
+    plain = model(inputs_embeds=x).logits[
+        :, 3
+    ]  # the prompt's last position predicts the first token, and that counts too
     first = F.cross_entropy(plain, ids[:, 0], reduction="sum")
     expected = (loss * ids[:, 1:].numel() + first) / ids.numel()
     torch.testing.assert_close(out.loss.double(), expected, rtol=1e-6, atol=1e-6)
@@ -218,23 +277,41 @@ def test_bits_a_character_with_windows_that_leave_room():
         hra.data.bits_per_character(model, tok, text)
 
 
-@pytest.mark.parametrize(("cls", "hyper", "error", "words"), [
-    (cls, *case) for cls in WHOLE for case in [
-        ({"n": 0}, ValueError, "n=0"), ({"n": -3}, ValueError, "n=-3"), ({"n": 64}, ValueError, "n=64 .* 1 to 63"),
-        ({"n": True}, TypeError, "n=True"), ({"n": "8"}, TypeError, "n='8'"), ({"n": 2.5}, TypeError, "n=2.5"),
-        ({"n": float("nan")}, TypeError, "n=nan"), ({"targets": "c_attn"}, ValueError, "leave targets='c_attn' out"),
-        ({"seed": "x"}, TypeError, "seed='x'")]
-] + [(hra.PrefixTuning, {"hidden": 0}, ValueError, "hidden=0"),
-     (hra.PromptTuning, {"init": "zero"}, ValueError, "init='zero'")])
+@pytest.mark.parametrize(
+    ("cls", "hyper", "error", "words"),
+    [
+        (cls, *case)
+        for cls in WHOLE
+        for case in [
+            ({"n": 0}, ValueError, "n=0"),
+            ({"n": -3}, ValueError, "n=-3"),
+            ({"n": 64}, ValueError, "n=64 .* 1 to 63"),
+            ({"n": True}, TypeError, "n=True"),
+            ({"n": "8"}, TypeError, "n='8'"),
+            ({"n": 2.5}, TypeError, "n=2.5"),
+            ({"n": float("nan")}, TypeError, "n=nan"),
+            ({"targets": "c_attn"}, ValueError, "leave targets='c_attn' out"),
+            ({"seed": "x"}, TypeError, "seed='x'"),
+        ]
+    ]
+    + [
+        (hra.PrefixTuning, {"hidden": 0}, ValueError, "hidden=0"),
+        (hra.PromptTuning, {"init": "zero"}, ValueError, "init='zero'"),
+    ],
+)
 def test_bad_hyperparameters(cls, hyper, error, words, untyped):
     model = gpt2()
     with pytest.raises(error, match=words):
         hra.attach(model, cls, **hyper)
-    assert not hasattr(model, "hra_adapter") and all(p.requires_grad for p in model.parameters())
+    assert not hasattr(model, "hra_adapter") and all(
+        p.requires_grad for p in model.parameters()
+    )
 
 
 def test_another_kind_of_model_and_a_text_too_long(method):
-    with pytest.raises(ValueError, match=r"needs a causal language model .* this is a Linear"):
+    with pytest.raises(
+        ValueError, match=r"needs a causal language model .* this is a Linear"
+    ):
         hra.attach(nn.Sequential(nn.Linear(2, 2))[0], method)
     with pytest.raises(ValueError, match="this is a ViTForImageClassification"):
         hra.attach(hra.zoo.vit("random"), method)

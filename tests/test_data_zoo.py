@@ -1,4 +1,7 @@
-"""Corpora and models: split by document, seeded, checked by hash; the model knows English."""
+"""Corpora and models: split by document, seeded, checked by hash; the model knows
+English.
+"""
+
 import json
 from pathlib import Path
 
@@ -21,7 +24,11 @@ def test_splits_are_disjoint_and_whole(corpus):
 
 def test_addresses_know_their_year_and_party():
     doc = data.documents("sotu")[0]
-    assert doc["year"] == 1790 and doc["president"] == "George Washington" and len(doc["text"]) > 5000
+    assert (
+        doc["year"] == 1790
+        and doc["president"] == "George Washington"
+        and len(doc["text"]) > 5000
+    )
 
 
 def test_unknown_names_are_told_the_known_ones():
@@ -33,7 +40,9 @@ def test_unknown_names_are_told_the_known_ones():
 
 def test_batches_depend_on_the_seed_alone():
     ids = torch.arange(1000)
-    a, b, c = (next(data.lm_batches(ids, 4, 32, seed=s))["input_ids"] for s in (0, 0, 1))
+    a, b, c = (
+        next(data.lm_batches(ids, 4, 32, seed=s))["input_ids"] for s in (0, 0, 1)
+    )
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(a[:, 1:], a[:, :-1] + 1)
     with pytest.raises(ValueError, match="cannot fill"):
@@ -46,23 +55,36 @@ def test_bits_per_character_of_a_uniform_model():
     text = data.text("moby_dick", "test")[:3000]
     n = len(tok(text)["input_ids"])
     for stride in (None, 1, 5, 64):
-        assert data.bits_per_character(model, tok, text, stride=stride) == pytest.approx(11 * n / 3000, rel=1e-5)
+        assert data.bits_per_character(
+            model, tok, text, stride=stride
+        ) == pytest.approx(11 * n / 3000, rel=1e-5)
     with pytest.raises(ValueError, match="stride=65"):
         data.bits_per_character(model, tok, text, stride=65)
 
 
 def test_the_tokenizer_loses_nothing():
     tok = zoo.tokenizer("tiny")
-    for text in ("Call me Ishmael.", "naïve — £5, 鯨", data.text("jargon", "test")[:2000]):
+    for text in (
+        "Call me Ishmael.",
+        "naïve — £5, 鯨",
+        data.text("jargon", "test")[:2000],
+    ):
         assert tok.decode(tok(text)["input_ids"]) == text
 
 
 def test_tiny_is_a_pretrained_gpt2():
     model, tok = zoo.gpt2("tiny"), zoo.tokenizer("tiny")
     assert type(model).__name__ == "GPT2LMHeadModel" and not model.training
-    assert model.lm_head.weight is model.transformer.wte.weight and model.dtype == torch.float32
-    report = json.loads((CARD / "evaluation.json").read_text())["bits_per_character"]["sotu"]
-    bits = data.bits_per_character(model, tok, data.text("sotu", "test"), limit=20_000, stride=64)
+    assert (
+        model.lm_head.weight is model.transformer.wte.weight
+        and model.dtype == torch.float32
+    )
+    report = json.loads((CARD / "evaluation.json").read_text())["bits_per_character"][
+        "sotu"
+    ]
+    bits = data.bits_per_character(
+        model, tok, data.text("sotu", "test"), limit=20_000, stride=64
+    )
     assert bits == pytest.approx(report["gpt2-tiny"], abs=0.2)
     assert report["gpt2-tiny"] < min(v for k, v in report.items() if k != "gpt2-tiny")
 
@@ -82,7 +104,9 @@ def test_any_gpt2_loads_from_a_folder(tmp_path):
     zoo.gpt2("random", seed=3).save_pretrained(tmp_path)
     model = zoo.gpt2(str(tmp_path))
     ids = torch.arange(9)[None]
-    torch.testing.assert_close(model(input_ids=ids).logits, zoo.gpt2("random", seed=3)(input_ids=ids).logits)
+    torch.testing.assert_close(
+        model(input_ids=ids).logits, zoo.gpt2("random", seed=3)(input_ids=ids).logits
+    )
 
 
 def test_an_absent_model_says_what_to_do(monkeypatch):
@@ -93,6 +117,7 @@ def test_an_absent_model_says_what_to_do(monkeypatch):
 
 def test_kneser_ney_is_a_distribution_and_beats_uniform():
     from hra.zoo.evaluate import KneserNey
+
     g = torch.Generator().manual_seed(0)
     ids = (torch.rand(400, generator=g) ** 2 * 10).long().tolist()
     lm = KneserNey(ids, 3, 10)

@@ -1,4 +1,5 @@
 """Digits, the ViTs that have seen them, and the tasks made of text."""
+
 import hashlib
 import itertools
 import json
@@ -18,8 +19,15 @@ def test_parts_are_disjoint_and_complete():
     assert [len(x) for x in images] == [8000, 1000, 1000]
     chosen = [set(digits._part(10_000, "mnist", p, 0).tolist()) for p in digits.PARTS]
     assert len(set.union(*chosen)) == 10_000 == sum(map(len, chosen))
-    assert images[0].shape[1:] == (1, 28, 28) and images[0].min() == 0 and images[0].max() == 1
-    assert abs(images[0].mean() - digits.MEAN) < 5e-3 and abs(images[0].std() - digits.STD) < 5e-3
+    assert (
+        images[0].shape[1:] == (1, 28, 28)
+        and images[0].min() == 0
+        and images[0].max() == 1
+    )
+    assert (
+        abs(images[0].mean() - digits.MEAN) < 5e-3
+        and abs(images[0].std() - digits.STD) < 5e-3
+    )
 
 
 def test_classes_and_shifts():
@@ -28,22 +36,43 @@ def test_classes_and_shifts():
     plain, labels = digits.digits("test")
     for kind in digits.SHIFTS:
         x, y = digits.shifted(kind, "test")
-        assert x.shape[1:] == (1, 28, 28) and x.min() >= 0 and x.max() <= 1 and len(x) == len(y)
+        assert (
+            x.shape[1:] == (1, 28, 28)
+            and x.min() >= 0
+            and x.max() <= 1
+            and len(x) == len(y)
+        )
         if kind != "uci":
             assert torch.equal(y, labels) and not torch.equal(x, plain)
             assert torch.equal(x, digits.shifted(kind, "test")[0])
     assert_close(digits.shifted("inverted", "test")[0], 1 - plain)
-    assert_close(digits.rotate(plain[:5], torch.full((5,), 90.0)), plain[:5].rot90(1, (2, 3)), rtol=0, atol=1e-4)
+    assert_close(
+        digits.rotate(plain[:5], torch.full((5,), 90.0)),
+        plain[:5].rot90(1, (2, 3)),
+        rtol=0,
+        atol=1e-4,
+    )
     assert_close(digits.rotate(plain[:5], torch.zeros(5)), plain[:5], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("call", "words"), [
-    (lambda: digits.digits("dev"), "part='dev' .* train, validation, test"),
-    (lambda: digits.shifted("blurred"), "uci, rotated"),
-    (lambda: digits.digits(classes=[3, 12]), "digits 0 to 9"), (lambda: digits.digits(classes=[]), "digits 0 to 9"),
-    (lambda: next(digits.image_batches(torch.empty(0, 1, 28, 28), torch.empty(0))), "no image"),
-    (lambda: tasks.examples("sentiment"), "party, century, table"), (lambda: tasks.examples("table", "dev"), "The parts are"),
-    (lambda: next(tasks.batches(None, [])), "no example")])
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: digits.digits("dev"), "part='dev' .* train, validation, test"),
+        (lambda: digits.shifted("blurred"), "uci, rotated"),
+        (lambda: digits.digits(classes=[3, 12]), "digits 0 to 9"),
+        (lambda: digits.digits(classes=[]), "digits 0 to 9"),
+        (
+            lambda: next(
+                digits.image_batches(torch.empty(0, 1, 28, 28), torch.empty(0))
+            ),
+            "no image",
+        ),
+        (lambda: tasks.examples("sentiment"), "party, century, table"),
+        (lambda: tasks.examples("table", "dev"), "The parts are"),
+        (lambda: next(tasks.batches(None, [])), "no example"),
+    ],
+)
 def test_errors_say_what_exists(call, words):
     with pytest.raises(ValueError, match=words):
         call()
@@ -52,19 +81,30 @@ def test_errors_say_what_exists(call, words):
 @pytest.mark.parametrize("augment", [False, True])
 def test_image_batches_come_from_the_seed(augment):
     x, y = digits.digits("validation")
-    a, b, c = (next(digits.image_batches(x, y, 16, seed, augment)) for seed in (0, 0, 1))
-    assert torch.equal(a["pixel_values"], b["pixel_values"]) and not torch.equal(a["pixel_values"], c["pixel_values"])
-    assert a["pixel_values"].shape == (16, 1, 28, 28) and a["labels"].dtype == torch.int64
+    a, b, c = (
+        next(digits.image_batches(x, y, 16, seed, augment)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(a["pixel_values"], b["pixel_values"]) and not torch.equal(
+        a["pixel_values"], c["pixel_values"]
+    )
+    assert (
+        a["pixel_values"].shape == (16, 1, 28, 28) and a["labels"].dtype == torch.int64
+    )
 
 
-@pytest.mark.parametrize(("name", "classes"), [("tiny", range(10)), ("tiny-0-5", range(6))])
+@pytest.mark.parametrize(
+    ("name", "classes"), [("tiny", range(10)), ("tiny-0-5", range(6))]
+)
 def test_the_vits_read_held_out_digits(name, classes):
     model = zoo.vit(name)
     right = digits.accuracy(model, *digits.digits("test", tuple(classes)))
     card = json.loads((zoo._HERE / zoo._VITS[name] / "evaluation.json").read_text())
     assert right >= 0.97 and abs(right - card["accuracy"]["held out"]) < 0.005
     assert (zoo._HERE / zoo._VITS[name] / "model.safetensors").stat().st_size <= 4e6
-    assert 0.7e6 < sum(p.numel() for p in model.parameters()) < 1.5e6 and not model.training
+    assert (
+        0.7e6 < sum(p.numel() for p in model.parameters()) < 1.5e6
+        and not model.training
+    )
 
 
 def test_a_damaged_vit_is_refused(tmp_path, monkeypatch):
@@ -72,14 +112,21 @@ def test_a_damaged_vit_is_refused(tmp_path, monkeypatch):
     raw = bytearray((tmp_path / "vit-tiny/model.safetensors").read_bytes())
     raw[-3] ^= 1
     (tmp_path / "vit-tiny/model.safetensors").write_bytes(raw)
-    assert hashlib.sha256(raw).hexdigest() not in (tmp_path / "vit-tiny/SHA256SUMS").read_text()
+    assert (
+        hashlib.sha256(raw).hexdigest()
+        not in (tmp_path / "vit-tiny/SHA256SUMS").read_text()
+    )
     monkeypatch.setattr(zoo, "_HERE", tmp_path)
-    with pytest.raises(ValueError, match=r"model\.safetensors of hra's vit-tiny is damaged"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors of hra's vit-tiny is damaged"
+    ):
         zoo.vit("tiny")
 
 
 def test_absent_vit_says_what_to_do():
-    with pytest.raises(OSError, match=r"neither a model of hra \(tiny, tiny-0-5\).*use vit\('tiny'\)"):
+    with pytest.raises(
+        OSError, match=r"neither a model of hra \(tiny, tiny-0-5\).*use vit\('tiny'\)"
+    ):
         zoo.vit("no/such-model")
     with pytest.raises(TypeError, match=r"belong to vit\('random'"):
         zoo.vit("tiny", hidden_size=3)
@@ -91,9 +138,14 @@ def test_a_vit_learns_new_digits(method):
     model = zoo.vit("tiny-0-5")
     before = digits.accuracy(model, *digits.digits("validation", (6, 7)))
     targets = "q_proj|v_proj|fc1|fc2|classifier"
-    tuned = hra.attach(model, method, targets=targets, **({"r": 8} if method is hra.LoRA else {}))
+    tuned = hra.attach(
+        model, method, targets=targets, **({"r": 8} if method is hra.LoRA else {})
+    )
     hra.fit(tuned, digits.image_batches(x, y, 32), steps=40, lr=3e-3, progress=False)
-    assert before < 0.05 and digits.accuracy(model, *digits.digits("validation", (6, 7))) > 0.5
+    assert (
+        before < 0.05
+        and digits.accuracy(model, *digits.digits("validation", (6, 7))) > 0.5
+    )
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -101,29 +153,56 @@ def test_task_parts_share_nothing_and_are_drawn_from_the_seed(task):
     rows = {p: tasks.examples(task, p) for p in ("train", "validation", "test")}
     for a, b in itertools.combinations(rows.values(), 2):
         assert not {e.prompt for e in a} & {e.prompt for e in b}
-    assert tasks.examples(task, "test", 5) == rows["test"][:5] != tasks.examples(task, "test", 5, seed=1)
+    assert (
+        tasks.examples(task, "test", 5)
+        == rows["test"][:5]
+        != tasks.examples(task, "test", 5, seed=1)
+    )
     if task in tasks.LABELS:
-        counts = [sum(e.completion == f" {label}" for e in rows["train"]) for label in tasks.LABELS[task]]
+        counts = [
+            sum(e.completion == f" {label}" for e in rows["train"])
+            for label in tasks.LABELS[task]
+        ]
         assert counts[0] == counts[1] > 100
     else:
-        assert all(tasks.says_everything(e.prompt, e.completion) for e in rows["train"] + rows["test"])
-        assert not tasks.says_everything(rows["test"][0].prompt, rows["test"][1].completion)
+        assert all(
+            tasks.says_everything(e.prompt, e.completion)
+            for e in rows["train"] + rows["test"]
+        )
+        assert not tasks.says_everything(
+            rows["test"][0].prompt, rows["test"][1].completion
+        )
 
 
 def test_only_completions_are_counted():
     tok = zoo.tokenizer("tiny")
     rows = tasks.examples("party", "train", 50)
     b = next(tasks.batches(tok, rows, 8, 96))
-    assert b["input_ids"].shape == b["labels"].shape == b["attention_mask"].shape and b["input_ids"].shape[1] <= 96
-    for ids, labels, mask in zip(b["input_ids"], b["labels"], b["attention_mask"], strict=True):
-        assert tok.decode(ids[labels >= 0]).replace(tok.eos_token, "").strip() in tasks.LABELS["party"]
-        assert not mask[mask.argmin():].any() or mask.all()
-    assert torch.equal(b["input_ids"], next(tasks.batches(tok, rows, 8, 96))["input_ids"])
+    assert (
+        b["input_ids"].shape == b["labels"].shape == b["attention_mask"].shape
+        and b["input_ids"].shape[1] <= 96
+    )
+    for ids, labels, mask in zip(
+        b["input_ids"], b["labels"], b["attention_mask"], strict=True
+    ):
+        assert (
+            tok.decode(ids[labels >= 0]).replace(tok.eos_token, "").strip()
+            in tasks.LABELS["party"]
+        )
+        assert not mask[mask.argmin() :].any() or mask.all()
+    assert torch.equal(
+        b["input_ids"], next(tasks.batches(tok, rows, 8, 96))["input_ids"]
+    )
 
 
 def test_accuracy_is_the_likelier_label():
     model, tok = zoo.gpt2("tiny"), zoo.tokenizer("tiny")
     rows = tasks.examples("century", "validation", 12)
     share = tasks.accuracy(model, tok, rows, tasks.LABELS["century"])
-    swapped = [tasks.Example(e.prompt, " 1900s" if e.completion == " 1800s" else " 1800s") for e in rows]
-    assert share + tasks.accuracy(model, tok, swapped, tasks.LABELS["century"]) == pytest.approx(1.0)
+    swapped = [
+        tasks.Example(e.prompt, " 1900s" if e.completion == " 1800s" else " 1800s")
+        for e in rows
+    ]
+    assert share + tasks.accuracy(
+        model, tok, swapped, tasks.LABELS["century"]
+    ) == pytest.approx(1.0)

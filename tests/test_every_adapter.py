@@ -1,4 +1,7 @@
-"""What is true of every adapter, on both weight layouts. A new method is one line in CASES."""
+"""What is true of every adapter, on both weight layouts. A new method is one line in
+CASES.
+"""
+
 import copy
 import pickle
 
@@ -36,17 +39,33 @@ CASES = {
     "AsyLoRA-B": (hra.AsyLoRA, {"r": 4}, lambda m, n: 4 * m),
     "AsyLoRA-A": (hra.AsyLoRA, {"r": 4, "train": "A"}, lambda m, n: 4 * n),
     "DoRA": (hra.DoRA, {"r": 4}, lambda m, n: 4 * (m + n) + m),
-    "DoRA-norm": (hra.DoRA, {"r": 4, "detach_norm": False}, lambda m, n: 4 * (m + n) + m),
+    "DoRA-norm": (
+        hra.DoRA,
+        {"r": 4, "detach_norm": False},
+        lambda m, n: 4 * (m + n) + m,
+    ),
     "DoRA-dropout": (hra.DoRA, {"r": 3, "dropout": 0.2}, lambda m, n: 3 * (m + n) + m),
     "VeRA": (hra.VeRA, {"r": 10}, lambda m, n: m + 10),
     "VeRA-wide": (hra.VeRA, {"r": 50}, lambda m, n: m + 50),
     "NOLA": (hra.NOLA, {"r": 4, "k": 9, "l": 11}, lambda m, n: 20),
     "PRANC": (hra.PRANC, {"m": 30}, SHARED(30)),
     "SHiRA-rand": (hra.SHiRA, {"density": 0.2}, lambda m, n: round(0.2 * m * n)),
-    "SHiRA-weight": (hra.SHiRA, {"mask": "weight", "count": 30, "offset": 1}, lambda m, n: 30),
-    "SHiRA-struct": (hra.SHiRA, {"mask": "struct", "every": 5, "offset": 2, "axis": "column"}, STRUCT),
+    "SHiRA-weight": (
+        hra.SHiRA,
+        {"mask": "weight", "count": 30, "offset": 1},
+        lambda m, n: 30,
+    ),
+    "SHiRA-struct": (
+        hra.SHiRA,
+        {"mask": "struct", "every": 5, "offset": 2, "axis": "column"},
+        STRUCT,
+    ),
     "SHiRA-hook": (hra.SHiRA, {"density": 0.2, "form": "hook"}, lambda m, n: m * n),
-    "SHiRA-delta": (hra.SHiRA, {"density": 0.2, "form": "delta", "alpha": 0.5}, lambda m, n: round(0.2 * m * n)),
+    "SHiRA-delta": (
+        hra.SHiRA,
+        {"density": 0.2, "form": "delta", "alpha": 0.5},
+        lambda m, n: round(0.2 * m * n),
+    ),
     "ReLoRA": (hra.ReLoRA, {"r": 3, "every": 4, "rewarm": 2}, lambda m, n: 3 * (m + n)),
     "BitFit": (hra.BitFit, {}, lambda m, n: m),
     "Houlsby": (hra.Houlsby, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + m),
@@ -55,7 +74,8 @@ CASES = {
 
 
 WITH_DELTA = [n for n, c in CASES.items() if not c[0].no_delta]
-# methods that start near the pretrained model only: how far the outputs may be, root mean square
+# methods that start near the pretrained model only: how far the outputs may be, root
+# mean square
 NEAR = {"Houlsby": 5e-3, "LinAdapter": 0.05}
 
 
@@ -63,16 +83,24 @@ FP32 = {hra.SHiRA}  # trained values stay in fp32 over a base of fewer bits
 
 
 class Net(nn.Module):
-    """Three layers, one of them square: a transposed square weight must not pass unnoticed."""
+    """Three layers, one of them square: a transposed square weight must not pass
+    unnoticed.
+    """
 
     def __init__(self, layout: str, bias: bool):
         super().__init__()
-        self.fc, self.proj, self.square = (self.layer(layout, i, o, bias) for i, o in ((12, 20), (20, 12), (12, 12)))
+        self.fc, self.proj, self.square = (
+            self.layer(layout, i, o, bias) for i, o in ((12, 20), (20, 12), (12, 12))
+        )
         self.norm = nn.LayerNorm(12)
 
     @staticmethod
     def layer(layout: str, d_in: int, d_out: int, bias: bool) -> nn.Module:
-        layer = Conv1D(d_out, d_in) if layout == "Conv1D" else nn.Linear(d_in, d_out, bias=bias)
+        layer = (
+            Conv1D(d_out, d_in)
+            if layout == "Conv1D"
+            else nn.Linear(d_in, d_out, bias=bias)
+        )
         nn.init.normal_(layer.weight, std=0.3)
         if bias or layout == "Conv1D":
             nn.init.normal_(layer.bias) if bias else nn.init.zeros_(layer.bias)
@@ -196,7 +224,9 @@ def test_merged_model_computes_the_same(with_delta, layout):
     y = net(x)
     assert tuned.merge() is net
     torch.testing.assert_close(net(x), y)
-    assert type(net.fc) is kind and not any(isinstance(m, Adapter) for m in net.modules())
+    assert type(net.fc) is kind and not any(
+        isinstance(m, Adapter) for m in net.modules()
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if n not in WITH_DELTA])
@@ -206,7 +236,9 @@ def test_without_a_delta_merging_is_refused_and_changes_nothing(name, layout):
     train(net, tuned, x)
     y = net(x)
     for ask in (tuned.merge, next(iter(tuned.adapters.values())).delta_weight):
-        with pytest.raises(TypeError, match=f"{cls.__name__} has no ΔW: it .* cannot be merged"):
+        with pytest.raises(
+            TypeError, match=f"{cls.__name__} has no ΔW: it .* cannot be merged"
+        ):
             ask()
     assert torch.equal(net(x), y) and len(tuned.adapters) == 3
 
@@ -214,7 +246,10 @@ def test_without_a_delta_merging_is_refused_and_changes_nothing(name, layout):
 def test_detach_gives_the_model_back_bit_for_bit(name, layout):
     net, x, cls, hyper, _ = make(name, layout)
     net.norm.weight.requires_grad_(False)
-    layers, flags = dict(net.named_modules()), {n: p.requires_grad for n, p in net.named_parameters()}
+    layers, flags = (
+        dict(net.named_modules()),
+        {n: p.requires_grad for n, p in net.named_parameters()},
+    )
     before = copy.deepcopy(net.state_dict())
     tuned = hra.attach(net, cls, **hyper)
     train(net, tuned, x)
@@ -231,7 +266,11 @@ def test_file_round_trip(name, layout, tmp_path):
     train(net, tuned, x)
     tuned.save(tmp_path / "a.safetensors")
     again = hra.load(fresh, tmp_path / "a.safetensors")
-    assert again.method is cls and again.hyper == next(iter(tuned.adapters.values())).packed(cls.hyperparameters(hyper))[1]
+    assert (
+        again.method is cls
+        and again.hyper
+        == next(iter(tuned.adapters.values())).packed(cls.hyperparameters(hyper))[1]
+    )
     assert torch.equal(fresh(x), net(x))
 
 
@@ -246,7 +285,9 @@ def test_no_tensor_hides_from_the_state_dict(name, layout):
 def test_trainable_count_is_the_formula(name, layout):
     net, _, cls, hyper, count = make(name, layout)
     tuned = hra.attach(net, cls, **hyper)
-    assert tuned.num_trainable == sum(count(a.d_out, a.d_in) for a in tuned.adapters.values())
+    assert tuned.num_trainable == sum(
+        count(a.d_out, a.d_in) for a in tuned.adapters.values()
+    )
     assert f"{tuned.num_trainable:,}" in str(tuned)
 
 
@@ -271,10 +312,16 @@ def test_moves_with_dtype(name, layout, dtype):
     tuned = hra.attach(net, cls, **hyper)
     net.to(dtype)
     wide = torch.float32 if cls in FP32 else dtype
-    assert all(p.dtype == (wide if p.requires_grad else dtype) for p in net.parameters())
+    assert all(
+        p.dtype == (wide if p.requires_grad else dtype) for p in net.parameters()
+    )
     assert net(x.to(dtype)).dtype == dtype
     other, *_ = make(name, layout, dtype)
-    assert all(p.dtype == wide for g in hra.attach(other, cls, **hyper).param_groups(1.0) for p in g["params"])
+    assert all(
+        p.dtype == wide
+        for g in hra.attach(other, cls, **hyper).param_groups(1.0)
+        for p in g["params"]
+    )
     if not cls.no_delta:
         assert tuned.merge()(x.to(dtype)).dtype == dtype
 
@@ -288,7 +335,11 @@ def test_works_under_bf16_autocast(name, layout):
         z = net(x)
     torch.testing.assert_close(z.float(), y, rtol=0.1, atol=0.15)
     z.float().square().sum().backward()
-    assert all(p.grad.dtype == torch.float32 for g in tuned.param_groups(1.0) for p in g["params"])
+    assert all(
+        p.grad.dtype == torch.float32
+        for g in tuned.param_groups(1.0)
+        for p in g["params"]
+    )
 
 
 def test_deep_copies_and_pickles_as_a_module(name, layout):
@@ -332,7 +383,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, layout):
     params = [p for g in tuned.param_groups(1.0) for p in g["params"]]
     x = x.requires_grad_()
     g = torch.autograd.grad(net(x).sin().sum(), params)
-    h = torch.autograd.grad(torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False).sin().sum(), params)
+    h = torch.autograd.grad(
+        torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False).sin().sum(),
+        params,
+    )
     torch.testing.assert_close(g, h)
 
 

@@ -1,4 +1,7 @@
-"""Adapter files: whatever is wrong with one is refused, says so, and leaves the model as it was."""
+"""Adapter files: whatever is wrong with one is refused, says so, and leaves the model
+as it was.
+"""
+
 import copy
 import json
 import os
@@ -62,13 +65,21 @@ def refused(path, message, model=None, **kw):
     flags = [p.requires_grad for p in model.parameters()]
     with pytest.raises(io.AdapterFileError, match=message):
         hra.load(model, path, **kw)
-    assert dict(model.named_modules()) == modules and [p.requires_grad for p in model.parameters()] == flags
+    assert (
+        dict(model.named_modules()) == modules
+        and [p.requires_grad for p in model.parameters()] == flags
+    )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_the_metadata_says_what_is_needed(path):
     tensors, meta = parts(path)
-    assert meta["method"] == "LoRA" and json.loads(meta["hyper"]) == {"r": 2, "alpha": 16.0, "dropout": 0.0, "seed": 0} and meta["hra_version"] == hra.__version__
+    assert (
+        meta["method"] == "LoRA"
+        and json.loads(meta["hyper"])
+        == {"r": 2, "alpha": 16.0, "dropout": 0.0, "seed": 0}
+        and meta["hra_version"] == hra.__version__
+    )
     assert json.loads(meta["sites"]) == {"0": [8, 6], "2": [4, 8]}
     assert set(tensors) == {"0.A", "0.B", "2.A", "2.B"}
 
@@ -147,9 +158,19 @@ def test_a_newer_format(path):
     refused(path, "format 2; this hra reads up to 1")
 
 
-@pytest.mark.parametrize("change", [
-    {"hyper": "{r: 2}"}, {"hyper": "[2]"}, {"sites": "no"}, {"sites": '{"0": "big"}'}, {"base": None}, {"method": None},
-    {"format_version": "one"}, {"checksum": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hyper": "{r: 2}"},
+        {"hyper": "[2]"},
+        {"sites": "no"},
+        {"sites": '{"0": "big"}'},
+        {"base": None},
+        {"method": None},
+        {"format_version": "one"},
+        {"checksum": None},
+    ],
+)
 def test_metadata_that_does_not_parse(path, change):
     rewrite(path, **change)
     refused(path, "metadata does not parse")
@@ -186,7 +207,7 @@ def test_200_random_corruptions(path):
             bad[i:i] = rng.randbytes(rng.randrange(1, 9))
         else:
             i, n = rng.randrange(len(bad)), rng.randrange(1, 40)
-            bad[i:i + n] = rng.randbytes(len(bad[i:i + n]))
+            bad[i : i + n] = rng.randbytes(len(bad[i : i + n]))
         if bytes(bad) == raw:
             continue
         path.write_bytes(bad)
@@ -202,10 +223,23 @@ def test_200_random_corruptions(path):
     assert refusals > 180
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(m=st.integers(1, 12), n=st.integers(1, 12), r=st.integers(1, 12), data=st.data(),
-       dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
-def test_any_shape_and_dtype_round_trips_and_no_truncation_passes(tmp_path, m, n, r, data, dtype):
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    m=st.integers(1, 12),
+    n=st.integers(1, 12),
+    r=st.integers(1, 12),
+    data=st.data(),
+    dtype=st.sampled_from(
+        [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+    ),
+)
+def test_any_shape_and_dtype_round_trips_and_no_truncation_passes(
+    tmp_path, m, n, r, data, dtype
+):
     model = nn.Sequential(nn.Linear(n, m)).to(dtype)
     if r > min(m, n):
         with pytest.raises(ValueError, match="out of range"):
@@ -217,7 +251,10 @@ def test_any_shape_and_dtype_round_trips_and_no_truncation_passes(tmp_path, m, n
     tuned.save(path)
     tuned.detach()
     again = hra.load(model, path)
-    assert all(torch.equal(v, want[k]) and v.dtype == dtype for k, v in again.state_dict().items())
+    assert all(
+        torch.equal(v, want[k]) and v.dtype == dtype
+        for k, v in again.state_dict().items()
+    )
     again.detach()
     raw = path.read_bytes()
     path.write_bytes(raw[: data.draw(st.integers(0, len(raw) - 1))])
@@ -235,10 +272,13 @@ def test_a_failed_save_leaves_the_old_file(path, monkeypatch):
 
     def full(*_):
         raise OSError("no space left on device")
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         tuned.save(path)
-    assert path.read_bytes() == raw and [p.name for p in path.parent.iterdir()] == [path.name]
+    assert path.read_bytes() == raw and [p.name for p in path.parent.iterdir()] == [
+        path.name
+    ]
 
 
 def test_a_file_is_the_same_bytes_each_time(tmp_path):

@@ -1,4 +1,5 @@
-"""The bill: what the formulas say is what autograd and the optimizer hold, to the byte."""
+"""The bill: what the formulas say is what autograd and Adam hold, to the byte."""
+
 import copy
 
 import pytest
@@ -30,14 +31,18 @@ class One(nn.Module):
 
 def make(layout, d_out, d_in, bias, dtype):
     torch.manual_seed(0)
-    layer = Conv1D(d_out, d_in) if layout == "Conv1D" else nn.Linear(d_in, d_out, bias=bias)
+    layer = (
+        Conv1D(d_out, d_in) if layout == "Conv1D" else nn.Linear(d_in, d_out, bias=bias)
+    )
     return One(layer).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", list(PLAN))
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16)])
 @pytest.mark.parametrize("layout", ["Linear", "Linear-bias", "Conv1D"])
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c[0].__name__ not in NO_LAYER])
+@pytest.mark.parametrize(
+    "name", [n for n, c in CASES.items() if c[0].__name__ not in NO_LAYER]
+)
 def test_the_derived_bill_is_the_measured_one(name, layout, shape, dtype):
     cls, hyper = CASES[name][:2]
     bias = layout != "Linear"
@@ -47,8 +52,17 @@ def test_the_derived_bill_is_the_measured_one(name, layout, shape, dtype):
     tuned = hra.attach(model, cls, targets="layer", **hyper)
     for grad in (True, False):
         x = torch.randn(3, 5, shape[1], dtype=dtype, requires_grad=grad)
-        derived = memory.cost(cls, *shape, tokens=15, plan=PLAN[dtype], bias=bias, input_grad=grad, site="layer",
-                              adapter=tuned.adapters["layer"] if hyper.get("mask") == "weight" else None, **hyper)
+        derived = memory.cost(
+            cls,
+            *shape,
+            tokens=15,
+            plan=PLAN[dtype],
+            bias=bias,
+            input_grad=grad,
+            site="layer",
+            adapter=tuned.adapters["layer"] if hyper.get("mask") == "weight" else None,
+            **hyper,
+        )
         assert memory.measure(tuned, {"x": x}) == derived, derived.kept
 
 
@@ -70,7 +84,9 @@ def test_lora_and_plain_fine_tuning_at_any_shape(d_out, d_in, tokens, r):
     tuned = hra.attach(model, hra.LoRA, targets="layer", r=r)
     bill = memory.cost(hra.LoRA, d_out, d_in, tokens, r=r)
     assert memory.measure(tuned, {"x": x}) == bill
-    assert bill.peak.numbers == d_out * d_in + 4 * r * (d_in + d_out) + tokens * (d_in + r)
+    assert bill.peak.numbers == d_out * d_in + 4 * r * (d_in + d_out) + tokens * (
+        d_in + r
+    )
 
 
 class Attention(nn.Module):
@@ -82,50 +98,112 @@ class Attention(nn.Module):
         return self.q(x) + self.k(x) + self.v(x)
 
 
-@pytest.mark.parametrize(("dropout", "kept"), [(0.0, 24 + 3 * 4), (0.1, 3 * (24 + 24 + 4))])
-def test_layers_that_read_one_tensor_keep_it_once_unless_dropout_makes_copies(dropout, kept):
+@pytest.mark.parametrize(
+    ("dropout", "kept"), [(0.0, 24 + 3 * 4), (0.1, 3 * (24 + 24 + 4))]
+)
+def test_layers_that_read_one_tensor_keep_it_once_unless_dropout_makes_copies(
+    dropout, kept
+):
     tuned = hra.attach(Attention(), hra.LoRA, r=4, dropout=dropout)
     x = torch.randn(10, 24, requires_grad=True)
     assert memory.measure(tuned, {"x": x}).activations.numbers == 10 * kept
 
 
 def gpt2():
-    return hra.zoo.gpt2("random", n_embd=48, n_layer=3, n_head=4, vocab_size=300, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0)
+    return hra.zoo.gpt2(
+        "random",
+        n_embd=48,
+        n_layer=3,
+        n_head=4,
+        vocab_size=300,
+        attn_pdrop=0,
+        resid_pdrop=0,
+        embd_pdrop=0,
+    )
 
 
 def vit():
-    model = ViTForImageClassification(ViTConfig(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=28, patch_size=7,
-        num_channels=1, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    model = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=96,
+            image_size=28,
+            patch_size=7,
+            num_channels=1,
+            num_labels=10,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
     model.loss_type = "ForSequenceClassification"
     return model
 
 
 MODELS = {
-    "gpt2": (gpt2, lambda d: {"input_ids": torch.arange(64).view(2, 32), "labels": torch.arange(64).view(2, 32)},
-             ("c_attn", "c_attn|c_proj|c_fc", r"mlp\.c_proj", r"attn\.c_proj", r"h\.1.*c_fc")),
-    "vit": (vit, lambda d: {"pixel_values": torch.ones(2, 1, 28, 28, dtype=d), "labels": torch.tensor([1, 2])},
-            ("q_proj|v_proj", "", "fc2", "classifier", r"1.*o_proj")),
+    "gpt2": (
+        gpt2,
+        lambda d: {
+            "input_ids": torch.arange(64).view(2, 32),
+            "labels": torch.arange(64).view(2, 32),
+        },
+        (
+            "c_attn",
+            "c_attn|c_proj|c_fc",
+            r"mlp\.c_proj",
+            r"attn\.c_proj",
+            r"h\.1.*c_fc",
+        ),
+    ),
+    "vit": (
+        vit,
+        lambda d: {
+            "pixel_values": torch.ones(2, 1, 28, 28, dtype=d),
+            "labels": torch.tensor([1, 2]),
+        },
+        ("q_proj|v_proj", "", "fc2", "classifier", r"1.*o_proj"),
+    ),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", list(MODELS))
-@pytest.mark.parametrize("name", [n for n in (
-    "LoRA", "LoRA-dropout", "FullFT", "LoRAFA", "DoRA", "VeRA", "VeRA-wide", "SHiRA-rand", "SHiRA-struct") if n in CASES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n in (
+            "LoRA",
+            "LoRA-dropout",
+            "FullFT",
+            "LoRAFA",
+            "DoRA",
+            "VeRA",
+            "VeRA-wide",
+            "SHiRA-rand",
+            "SHiRA-struct",
+        )
+        if n in CASES
+    ],
+)
 def test_a_whole_models_bill_is_predicted(kind, name, dtype):
     make, batch, places = MODELS[kind]
     cls, hyper = CASES[name][:2]
     for targets in places:
         tuned = hra.attach(make().to(dtype), cls, targets=targets, **hyper)
-        assert memory.predict(tuned, batch(dtype)) == memory.measure(tuned, batch(dtype)), targets
+        assert memory.predict(tuned, batch(dtype)) == memory.measure(
+            tuned, batch(dtype)
+        ), targets
 
 
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_ordinary_fine_tuning_of_everything_is_predicted(kind):
     make, batch, _ = MODELS[kind]
     model = make()
-    assert memory.predict(model, batch(torch.float32)) == memory.measure(model, batch(torch.float32))
+    assert memory.predict(model, batch(torch.float32)) == memory.measure(
+        model, batch(torch.float32)
+    )
 
 
 def test_measuring_changes_nothing():
@@ -155,7 +233,9 @@ def test_gpt3_adapter_file_is_36_mib():
     bill = memory.preset_cost("GPT-3 175B", hra.LoRA, ["q", "v"], 0, "bf16", r=4)
     assert bill.trained.numbers == 2 * 96 * 4 * 2 * 12288 == 18_874_368
     assert bill.trained.bytes == 36 * 2**20
-    assert memory.preset_cost("GPT-3 175B", None, "all", 0, "bf16, fp32 masters").peak.bytes == 16 * bill_size("GPT-3 175B")
+    assert memory.preset_cost(
+        "GPT-3 175B", None, "all", 0, "bf16, fp32 masters"
+    ).peak.bytes == 16 * bill_size("GPT-3 175B")
 
 
 def bill_size(name):
@@ -171,9 +251,16 @@ def test_plans_and_printing():
     assert "LoRA: weights" in bill.plot(LoRA=bill).words()
 
 
-@pytest.mark.parametrize(("kwargs", "error", "words"), [
-    ({"d_out": 0}, ValueError, "d_out=0"), ({"d_in": True}, ValueError, "d_in=True"), ({"tokens": -1}, ValueError, "tokens=-1"),
-    ({"plan": "fp8"}, ValueError, "The plans are"), ({"rank": 3}, TypeError, "no hyperparameter 'rank'")])
+@pytest.mark.parametrize(
+    ("kwargs", "error", "words"),
+    [
+        ({"d_out": 0}, ValueError, "d_out=0"),
+        ({"d_in": True}, ValueError, "d_in=True"),
+        ({"tokens": -1}, ValueError, "tokens=-1"),
+        ({"plan": "fp8"}, ValueError, "The plans are"),
+        ({"rank": 3}, TypeError, "no hyperparameter 'rank'"),
+    ],
+)
 def test_bad_arguments(kwargs, error, words):
     with pytest.raises(error, match=words):
         memory.cost(hra.LoRA, **{"d_out": 8, "d_in": 8, "tokens": 4, **kwargs})
@@ -185,7 +272,10 @@ def test_what_cannot_be_predicted_or_measured():
     with pytest.raises(ValueError, match=r"predict knows .* 'One'"):
         memory.predict(make("Linear", 2, 2, False, torch.float32), {})
     with pytest.raises(ValueError, match="dropout"):
-        memory.predict(hra.attach(hra.zoo.gpt2("random"), hra.LoRA, targets="c_attn"), MODELS["gpt2"][1](None))
+        memory.predict(
+            hra.attach(hra.zoo.gpt2("random"), hra.LoRA, targets="c_attn"),
+            MODELS["gpt2"][1](None),
+        )
     with pytest.raises(ValueError, match="no preset"):
         memory.preset_cost("GPT-5", None, "all", 0)
     with pytest.raises(ValueError, match="no site 'x'"):

@@ -1,4 +1,7 @@
-"""What SHiRA claims: exact masks, a support that never grows, three forms with one trajectory, small files."""
+"""What SHiRA claims: exact masks, a support that never grows, three forms with one
+trajectory, small files.
+"""
+
 import copy
 
 import pytest
@@ -27,7 +30,9 @@ def net(layout="Linear"):
 
 
 def train(tuned, opt, steps=6):
-    x = torch.randn(7, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(
+        7, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     for step in range(1, steps + 1):
         F.mse_loss(tuned.model(x), torch.sin(3 * x)).backward()
         opt.step()
@@ -35,7 +40,8 @@ def train(tuned, opt, steps=6):
         opt.zero_grad()
 
 
-# ---- masks ---------------------------------------------------------------------------------------
+# ---- masks
+# ------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -44,18 +50,33 @@ def test_counts_are_exact_and_indices_sound(d_out, d_in, density, seed):
     K = masks.budget(d_out, d_in, density)
     g = torch.Generator().manual_seed(seed)
     index = masks.rand(d_out, d_in, K, g)
-    assert len(masks.check(index, d_out, d_in, K)) == K == max(1, round(density * d_out * d_in))
-    assert len(masks.check(masks.top(torch.randint(3, (d_out, d_in)).float(), K), d_out, d_in)) == K  # many ties
+    assert (
+        len(masks.check(index, d_out, d_in, K))
+        == K
+        == max(1, round(density * d_out * d_in))
+    )
+    assert (
+        len(
+            masks.check(
+                masks.top(torch.randint(3, (d_out, d_in)).float(), K), d_out, d_in
+            )
+        )
+        == K
+    )  # many ties
     assert torch.equal(sparse.unpack(sparse.pack(index), K), index)
 
 
-@pytest.mark.parametrize(("axis", "every", "offset", "diagonal"), [
-    ("row", 4, 0, True), ("row", 7, 3, False), ("column", 5, 2, True)])
+@pytest.mark.parametrize(
+    ("axis", "every", "offset", "diagonal"),
+    [("row", 4, 0, True), ("row", 7, 3, False), ("column", 5, 2, True)],
+)
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16)])
 def test_struct_has_the_count_of_the_formula(axis, every, offset, diagonal, shape):
     lines, length = shape if axis == "row" else shape[::-1]
     R = range(offset, lines, every)
-    expected = len(R) * length + diagonal * (min(shape) - sum(i < min(shape) for i in R))
+    expected = len(R) * length + diagonal * (
+        min(shape) - sum(i < min(shape) for i in R)
+    )
     index = masks.struct(*shape, every, axis, offset, diagonal)
     assert len(masks.check(index, *shape)) == expected
 
@@ -69,10 +90,18 @@ def test_weight_mask_ignores_scale_and_its_offsets_do_not_meet():
 
 
 def test_snip_ignores_a_change_of_units_and_grad_the_loss_scale():
-    W, G, c = torch.randn(20, 12).double(), torch.randn(20, 12).double(), torch.rand(20, 12).double() + 0.5
-    assert torch.equal(masks.top((W * G).abs(), 30), masks.top(((W * c) * (G / c)).abs(), 30))
+    W, G, c = (
+        torch.randn(20, 12).double(),
+        torch.randn(20, 12).double(),
+        torch.rand(20, 12).double() + 0.5,
+    )
+    assert torch.equal(
+        masks.top((W * G).abs(), 30), masks.top(((W * c) * (G / c)).abs(), 30)
+    )
     a = shira.SHiRA(layer(), mask="grad", count=30, gradients=G)
-    assert torch.equal(a.index, shira.SHiRA(layer(), mask="grad", count=30, gradients=5 * G).index)
+    assert torch.equal(
+        a.index, shira.SHiRA(layer(), mask="grad", count=30, gradients=5 * G).index
+    )
 
 
 def test_random_masks_differ_by_seed_site_and_adapter():
@@ -80,10 +109,17 @@ def test_random_masks_differ_by_seed_site_and_adapter():
     tuned = hra.attach(model, hra.SHiRA, density=0.1)
     a, b = (set(x.index.tolist()) for x in tuned.adapters.values())
     tuned.detach()
-    c = set(hra.attach(model, hra.SHiRA, density=0.1, seed=1).adapters["0"].index.tolist())
+    c = set(
+        hra.attach(model, hra.SHiRA, density=0.1, seed=1).adapters["0"].index.tolist()
+    )
     for other in (b, c):
         assert len(a & other) < 0.35 * len(a)  # 10 % is expected
-    assert abs(len(masks.bernoulli(100, 100, 0.1, torch.Generator().manual_seed(0))) - 1000) < 150
+    assert (
+        abs(
+            len(masks.bernoulli(100, 100, 0.1, torch.Generator().manual_seed(0))) - 1000
+        )
+        < 150
+    )
 
 
 def test_global_scope_spends_one_budget():
@@ -92,22 +128,33 @@ def test_global_scope_spends_one_budget():
     tuned = hra.attach(model, hra.SHiRA, mask="weight", density=0.1, scope="global")
     counts = [len(a.index) for a in tuned.adapters.values()]
     assert sum(counts) == 2 * 24 and counts[0] > counts[1]
-    everything = torch.cat([m.weight.detach().abs().flatten() for m in (model[0], model[2])])
+    everything = torch.cat(
+        [m.weight.detach().abs().flatten() for m in (model[0], model[2])]
+    )
     chosen = torch.cat([a.W0.abs().flatten()[a.index] for a in tuned.adapters.values()])
     assert torch.equal(chosen.sort().values, everything.sort().values[-48:])
 
 
-# ---- training ------------------------------------------------------------------------------------
+# ---- training
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["Linear", "Conv1D"])
-@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, momentum=0.9), torch.optim.Adam], ids=["SGD", "Adam"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda p: torch.optim.SGD(p, momentum=0.9), torch.optim.Adam],
+    ids=["SGD", "Adam"],
+)
 def test_the_three_forms_have_one_trajectory(layout, make):
     ends = []
     for form in shira.FORMS:
         tuned = hra.attach(net(layout), hra.SHiRA, density=0.2, form=form)
         train(tuned, make(tuned.param_groups(0.01)))
-        ends.append(torch.cat([a.delta_weight().detach().flatten() for a in tuned.adapters.values()]))
+        ends.append(
+            torch.cat(
+                [a.delta_weight().detach().flatten() for a in tuned.adapters.values()]
+            )
+        )
     assert ends[0].any()
     torch.testing.assert_close(ends[0], ends[1])
     torch.testing.assert_close(ends[0], ends[2])
@@ -127,7 +174,9 @@ def test_nothing_outside_the_mask_ever_changes(form, kind):
         assert len(changed) and set(changed.tolist()) <= set(index.tolist())
 
 
-@pytest.mark.parametrize("density", [0.002, 0.5])  # one by one, and from the dense product
+@pytest.mark.parametrize(
+    "density", [0.002, 0.5]
+)  # one by one, and from the dense product
 def test_the_gradient_is_the_gathered_dense_one(density):
     base, x = layer(d_in=40, d_out=60), torch.randn(9, 40, dtype=torch.float64)
     a = hra.SHiRA(copy.deepcopy(base), density=density, alpha=0.5)
@@ -149,7 +198,10 @@ def test_gradcheck_and_no_second_derivative(axis):
     W, b = torch.randn(5, 4).double(), torch.randn(5).double()
     index = masks.struct(5, 4, 3, axis, diagonal=False)
     columns = (index % 4).unique()
-    x, v = torch.randn(3, 4).double().requires_grad_(), torch.zeros(len(index)).double().requires_grad_()
+    x, v = (
+        torch.randn(3, 4).double().requires_grad_(),
+        torch.zeros(len(index)).double().requires_grad_(),
+    )
 
     def f(x, v):  # what the adapter does: write, then multiply
         with torch.no_grad():
@@ -189,7 +241,9 @@ def test_values_changed_from_outside_are_seen():
     twin = copy.deepcopy(a)
     twin.values.data.zero_()
     torch.testing.assert_close(twin(x), before)
-    torch.testing.assert_close(a(x), F.linear(x, W0 + a.delta_weight(), a.bias))  # they share nothing
+    torch.testing.assert_close(
+        a(x), F.linear(x, W0 + a.delta_weight(), a.bias)
+    )  # they share nothing
 
 
 def test_the_bill():
@@ -208,23 +262,36 @@ def test_the_bill():
                 return self.inner(x)
 
         bill = memory.measure(Call(one), {"x": torch.randn(9, 12, requires_grad=True)})
-        assert (bill.trained.numbers, bill.gradients.numbers, bill.moments.numbers) == (K, K, 2 * K)
+        assert (bill.trained.numbers, bill.gradients.numbers, bill.moments.numbers) == (
+            K,
+            K,
+            2 * K,
+        )
         assert bill.activations.numbers == 9 * cols
         assert bill == memory.cost(hra.SHiRA, 20, 12, 9, bias=True, site="0", **hyper)
 
 
-# ---- gradients for masks -------------------------------------------------------------------------
+# ---- gradients for masks
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["GPT-2", "ViT"])
 def test_probe_collects_the_dense_gradients_and_changes_nothing(layout):
     if layout == "GPT-2":
         model = hra.zoo.gpt2("random")
-        batches = [{"input_ids": x, "labels": x} for x in torch.randint(256, (2, 3, 16))]
+        batches = [
+            {"input_ids": x, "labels": x} for x in torch.randint(256, (2, 3, 16))
+        ]
         targets = "c_attn|c_fc"
     else:
         model = hra.zoo.vit("random")
-        batches = [{"pixel_values": torch.randn(3, 1, 28, 28), "labels": torch.tensor([1, 2, 3])} for _ in range(2)]
+        batches = [
+            {
+                "pixel_values": torch.randn(3, 1, 28, 28),
+                "labels": torch.tensor([1, 2, 3]),
+            }
+            for _ in range(2)
+        ]
         targets = "q_proj|fc2"
     probe = hra.probe(model, batches, targets, progress=False)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -233,19 +300,26 @@ def test_probe_collects_the_dense_gradients_and_changes_nothing(layout):
         model.zero_grad()
         model(**b).loss.backward()
         for s in probe.mean:
-            G = hra.linear.weight(model.get_submodule(s)).grad if layout == "ViT" else model.get_submodule(s).weight.grad.T
+            G = (
+                hra.linear.weight(model.get_submodule(s)).grad
+                if layout == "ViT"
+                else model.get_submodule(s).weight.grad.T
+            )
             sums[s] = sums.get(s, 0) + G / 2
             squares[s] = squares.get(s, 0) + G**2 / 2
     for s in probe.mean:
         torch.testing.assert_close(probe.mean[s], sums[s], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(probe.squared[s], squares[s], rtol=1e-4, atol=1e-6)
-    tuned = hra.attach(model, hra.SHiRA, targets=targets, mask="snip", count=20, gradients=probe.mean)
+    tuned = hra.attach(
+        model, hra.SHiRA, targets=targets, mask="snip", count=20, gradients=probe.mean
+    )
     assert all(len(a.index) == 20 for a in tuned.adapters.values())
     with pytest.raises(ValueError, match="no batch"):
         hra.probe(hra.zoo.gpt2("random"), [], "c_attn", progress=False)
 
 
-# ---- files ---------------------------------------------------------------------------------------
+# ---- files
+# ------------------------------------------------------------------------------
 
 
 def big():
@@ -254,8 +328,17 @@ def big():
 
 
 def hypers(model):
-    G = {str(i): torch.randn(m.weight.shape, generator=torch.Generator().manual_seed(i)) for i, m in enumerate(model)}
-    return {"rand": {}, "struct": {"every": 50}, "weight": {}, "grad": {"gradients": G}, "snip": {"gradients": G}}
+    G = {
+        str(i): torch.randn(m.weight.shape, generator=torch.Generator().manual_seed(i))
+        for i, m in enumerate(model)
+    }
+    return {
+        "rand": {},
+        "struct": {"every": 50},
+        "weight": {},
+        "grad": {"gradients": G},
+        "snip": {"gradients": G},
+    }
 
 
 @pytest.mark.parametrize("mask", masks.RULES)
@@ -266,13 +349,17 @@ def test_files_hold_no_index_where_a_rule_gives_it(mask, tmp_path):
         nn.init.normal_(a.values)
     tuned.save(path)
     held = 4 * tuned.num_trainable
-    assert path.stat().st_size <= (1.5 if mask in ("grad", "snip") else 1.02) * held + 2048
+    assert (
+        path.stat().st_size <= (1.5 if mask in ("grad", "snip") else 1.02) * held + 2048
+    )
     with safe_open(path, "pt") as f:
         assert any(k.endswith("gaps") for k in f.keys()) == (mask in ("grad", "snip"))
         assert not any(k.endswith("index") for k in f.keys())
     again = hra.load(big(), path)
     for s, a in tuned.adapters.items():
-        assert torch.equal(a.index, again.adapters[s].index) and torch.equal(a.values, again.adapters[s].values)
+        assert torch.equal(a.index, again.adapters[s].index) and torch.equal(
+            a.values, again.adapters[s].values
+        )
 
 
 def test_a_weight_mask_of_another_base_is_refused(tmp_path):
@@ -280,7 +367,9 @@ def test_a_weight_mask_of_another_base_is_refused(tmp_path):
     hra.attach(model, hra.SHiRA, mask="weight", density=0.05).save(path)
     other = big()
     other[0].weight.data.normal_()
-    with pytest.raises(ValueError, match="the mask of 0 is not the one that this model gives"):
+    with pytest.raises(
+        ValueError, match="the mask of 0 is not the one that this model gives"
+    ):
         hra.load(other, path, strict_base=False)
     assert type(other[0]) is nn.Linear
 
@@ -304,37 +393,63 @@ def test_a_thousand_corrupted_files(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in fresh.state_dict().items())
 
 
-@pytest.mark.parametrize(("gaps", "count", "words"), [
-    (torch.tensor([1, 2], dtype=torch.uint8), 3, "2 entries instead of 3"),
-    (torch.tensor([1, 255], dtype=torch.uint8), 1, "instead"), (torch.tensor([1, 2]), 2, "vector of uint8"),
-    (torch.empty(0, dtype=torch.uint8), 0, "instead of 0")])
+@pytest.mark.parametrize(
+    ("gaps", "count", "words"),
+    [
+        (torch.tensor([1, 2], dtype=torch.uint8), 3, "2 entries instead of 3"),
+        (torch.tensor([1, 255], dtype=torch.uint8), 1, "instead"),
+        (torch.tensor([1, 2]), 2, "vector of uint8"),
+        (torch.empty(0, dtype=torch.uint8), 0, "instead of 0"),
+    ],
+)
 def test_packed_indices_are_checked(gaps, count, words):
     with pytest.raises(ValueError, match=words):
         sparse.unpack(gaps, count)
 
 
-@pytest.mark.parametrize("index", [torch.tensor([3, 3]), torch.tensor([5, 2]), torch.tensor([-1, 2]), torch.tensor([1, 240]),
-                                   torch.tensor([], dtype=torch.int64), torch.tensor([0.5])])
+@pytest.mark.parametrize(
+    "index",
+    [
+        torch.tensor([3, 3]),
+        torch.tensor([5, 2]),
+        torch.tensor([-1, 2]),
+        torch.tensor([1, 240]),
+        torch.tensor([], dtype=torch.int64),
+        torch.tensor([0.5]),
+    ],
+)
 def test_bad_indices_are_refused(index):
     with pytest.raises(ValueError, match="index"):
         masks.check(index, 20, 12)
 
 
-@pytest.mark.parametrize(("hyper", "error", "words"), [
-    ({"mask": "magnitude"}, ValueError, "mask='magnitude' .* struct, rand"), ({"density": 0}, ValueError, "density=0"),
-    ({"density": 1.5}, ValueError, "density=1.5"), ({"density": "1%"}, TypeError, "density='1%'"),
-    ({"density": float("nan")}, ValueError, "density=nan"), ({"count": 0}, ValueError, "count=0"),
-    ({"count": 241}, ValueError, "to 240"), ({"count": True}, TypeError, "count=True"),
-    ({"form": "csr"}, ValueError, "overwrite, hook, delta"),
-    ({"scope": "model"}, ValueError, "layer, global"), ({"axis": 0}, ValueError, "row, column"),
-    ({"alpha": 0}, ValueError, "alpha=0"), ({"offset": -1}, ValueError, "offset=-1"),
-    ({"mask": "struct", "every": 4, "offset": 4}, ValueError, "offset=4 .* 0 to 3"),
-    ({"mask": "struct", "every": 0}, ValueError, "every=0"),
-    ({"mask": "weight", "density": 0.6, "offset": 1}, ValueError, "beyond"),
-    ({"mask": "grad"}, ValueError, "needs gradients .* got None.*hra.probe"),
-    ({"mask": "snip", "gradients": torch.ones(2, 2)}, ValueError, r"got \(2, 2\)")])
+@pytest.mark.parametrize(
+    ("hyper", "error", "words"),
+    [
+        ({"mask": "magnitude"}, ValueError, "mask='magnitude' .* struct, rand"),
+        ({"density": 0}, ValueError, "density=0"),
+        ({"density": 1.5}, ValueError, "density=1.5"),
+        ({"density": "1%"}, TypeError, "density='1%'"),
+        ({"density": float("nan")}, ValueError, "density=nan"),
+        ({"count": 0}, ValueError, "count=0"),
+        ({"count": 241}, ValueError, "to 240"),
+        ({"count": True}, TypeError, "count=True"),
+        ({"form": "csr"}, ValueError, "overwrite, hook, delta"),
+        ({"scope": "model"}, ValueError, "layer, global"),
+        ({"axis": 0}, ValueError, "row, column"),
+        ({"alpha": 0}, ValueError, "alpha=0"),
+        ({"offset": -1}, ValueError, "offset=-1"),
+        ({"mask": "struct", "every": 4, "offset": 4}, ValueError, "offset=4 .* 0 to 3"),
+        ({"mask": "struct", "every": 0}, ValueError, "every=0"),
+        ({"mask": "weight", "density": 0.6, "offset": 1}, ValueError, "beyond"),
+        ({"mask": "grad"}, ValueError, "needs gradients .* got None.*hra.probe"),
+        ({"mask": "snip", "gradients": torch.ones(2, 2)}, ValueError, r"got \(2, 2\)"),
+    ],
+)
 def test_bad_hyperparameters(hyper, error, words, untyped):
     model = nn.Sequential(layer())
     with pytest.raises(error, match=words):
         hra.attach(model, hra.SHiRA, **hyper)
-    assert type(model[0]) is nn.Linear and all(p.requires_grad for p in model.parameters())
+    assert type(model[0]) is nn.Linear and all(
+        p.requires_grad for p in model.parameters()
+    )

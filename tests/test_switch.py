@@ -1,4 +1,5 @@
 """Switching and fusing: exact to the bit, whatever the order and the number."""
+
 import copy
 
 import pytest
@@ -11,7 +12,11 @@ import hra
 
 def base(layout="Linear", dtype=torch.float32):
     torch.manual_seed(0)
-    layers = [Conv1D(40, 30), Conv1D(30, 40)] if layout == "Conv1D" else [nn.Linear(30, 40), nn.Linear(40, 30)]
+    layers = (
+        [Conv1D(40, 30), Conv1D(30, 40)]
+        if layout == "Conv1D"
+        else [nn.Linear(30, 40), nn.Linear(40, 30)]
+    )
     return nn.Sequential(*layers).to(dtype)
 
 
@@ -35,7 +40,10 @@ def layout(request):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_thousand_switches_are_exact(tmp_path, layout, dtype):
-    files = [saved(tmp_path / f"{i}.safetensors", hra.SHiRA, i, layout, dtype, density=0.1) for i in range(2)]
+    files = [
+        saved(tmp_path / f"{i}.safetensors", hra.SHiRA, i, layout, dtype, density=0.1)
+        for i in range(2)
+    ]
     files.append(saved(tmp_path / "lora.safetensors", hra.LoRA, 5, layout, dtype, r=3))
     model = base(layout, dtype)
     before = copy.deepcopy(model.state_dict())
@@ -44,7 +52,9 @@ def test_a_thousand_switches_are_exact(tmp_path, layout, dtype):
         switch.to(files[k % 3][0])
         if k < 9 or k > 990:
             for name, W in model.state_dict().items():
-                torch.testing.assert_close(W, files[k % 3][1][name], rtol=1e-2, atol=1e-2)
+                torch.testing.assert_close(
+                    W, files[k % 3][1][name], rtol=1e-2, atol=1e-2
+                )
                 fresh = hra.Switch(base(layout, dtype))
                 assert torch.equal(W, fresh.to(files[k % 3][0]).state_dict()[name])
     assert switch.off() is model
@@ -52,7 +62,10 @@ def test_a_thousand_switches_are_exact(tmp_path, layout, dtype):
 
 
 def test_a_file_stays_in_memory_and_a_bad_one_changes_nothing(tmp_path):
-    (a, merged), (b, _) = (saved(tmp_path / f"{i}.safetensors", hra.SHiRA, i, density=0.1) for i in range(2))
+    (a, merged), (b, _) = (
+        saved(tmp_path / f"{i}.safetensors", hra.SHiRA, i, density=0.1)
+        for i in range(2)
+    )
     model = base()
     switch = hra.Switch(model)
     switch.to(a)
@@ -62,8 +75,11 @@ def test_a_file_stays_in_memory_and_a_bad_one_changes_nothing(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
     houlsby = tmp_path / "h.safetensors"
     hra.attach(base(), hra.Houlsby, r=2).save(houlsby)
-    for path, error, words in ((tmp_path / "bad.safetensors", ValueError, "not a safetensors"), (houlsby, TypeError, "no ΔW"),
-                               (tmp_path / "absent.safetensors", FileNotFoundError, "does not exist")):
+    for path, error, words in (
+        (tmp_path / "bad.safetensors", ValueError, "not a safetensors"),
+        (houlsby, TypeError, "no ΔW"),
+        (tmp_path / "absent.safetensors", FileNotFoundError, "does not exist"),
+    ):
         with pytest.raises(error, match=words):
             switch.to(path)
         for name, W in model.state_dict().items():
@@ -85,7 +101,9 @@ def test_fusing_is_linear_free_of_order_and_exact(tmp_path, layout, mixed):
     two = hra.fuse(base(layout), {b: -2.0, a: 0.5})
     assert one.method is (hra.FullFT if mixed else hra.Entries)
     for s, x in one.adapters.items():
-        torch.testing.assert_close(x.delta_weight(), 0.5 * deltas[0][s] - 2 * deltas[1][s])
+        torch.testing.assert_close(
+            x.delta_weight(), 0.5 * deltas[0][s] - 2 * deltas[1][s]
+        )
         assert torch.equal(x.delta_weight(), two.adapters[s].delta_weight())
     model = one.model
     one.save(tmp_path / "sum.safetensors")
@@ -100,15 +118,22 @@ def test_overlapping_masks_add_up_where_overwriting_twice_would_not(tmp_path):
     a, _ = saved(tmp_path / "a.safetensors", hra.SHiRA, 0, mask="weight", density=0.1)
     b, _ = saved(tmp_path / "b.safetensors", hra.SHiRA, 1, mask="weight", density=0.1)
     tuned = hra.fuse(base(), {a: 1.0, b: 1.0})
-    assert all(len(x.index) == round(0.1 * x.d_out * x.d_in) for x in tuned.adapters.values())  # the masks are the same
+    assert all(
+        len(x.index) == round(0.1 * x.d_out * x.d_in) for x in tuned.adapters.values()
+    )  # the masks are the same
     singles = [hra.load(base(), p).adapters["0"].values for p in (a, b)]
     torch.testing.assert_close(tuned.adapters["0"].values, singles[0] + singles[1])
 
 
-@pytest.mark.parametrize(("files", "error", "words"), [
-    ({}, ValueError, "at least one file"), ({"a": float("nan")}, ValueError, "weight=nan"),
-    ({"a": "1"}, TypeError, "weight='1'"),
-    ({"absent": 1.0}, FileNotFoundError, "does not exist")])
+@pytest.mark.parametrize(
+    ("files", "error", "words"),
+    [
+        ({}, ValueError, "at least one file"),
+        ({"a": float("nan")}, ValueError, "weight=nan"),
+        ({"a": "1"}, TypeError, "weight='1'"),
+        ({"absent": 1.0}, FileNotFoundError, "does not exist"),
+    ],
+)
 def test_bad_sums(files, error, words, untyped):
     model = base()
     with pytest.raises(error, match=words):

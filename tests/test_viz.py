@@ -1,4 +1,7 @@
-"""Widgets: the same numbers in Python and in the browser's script; pages that need no kernel."""
+"""Widgets: the same numbers in Python and in the browser's script; pages that need no
+kernel.
+"""
+
 import json
 import re
 import shutil
@@ -22,10 +25,23 @@ def slider(**kw):
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_script_computes_what_the_library_computes():
     w = slider()
-    code = (f"const m = (await import({json.dumps(JS.as_uri())})).default;"
-            f"console.log(JSON.stringify([0,1,5,12].map(r => m.facts({json.dumps(w.sigma)}, [20,12], r))))")
-    out = subprocess.run(["node", "--experimental-default-type=module", "--input-type=module", "-e", code],
-                         capture_output=True, text=True, check=True).stdout
+    code = (
+        f"const m = (await import({json.dumps(JS.as_uri())})).default;"
+        f"console.log(JSON.stringify([0,1,5,12].map(r => "
+        f"m.facts({json.dumps(w.sigma)}, [20,12], r))))"
+    )
+    out = subprocess.run(
+        [
+            "node",
+            "--experimental-default-type=module",
+            "--input-type=module",
+            "-e",
+            code,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for r, got in zip((0, 1, 5, 12), json.loads(out), strict=True):
         w.r = r
         assert got["energy"] == pytest.approx(w.energy(), abs=1e-9)
@@ -48,9 +64,16 @@ def test_static_html_is_deterministic_and_loads_nothing():
 
 def test_the_bundle_serves_every_reader():
     data, _ = slider()._repr_mimebundle_()
-    assert {"application/vnd.jupyter.widget-view+json", "text/html", "image/png", "text/plain"} <= set(data)
+    assert {
+        "application/vnd.jupyter.widget-view+json",
+        "text/html",
+        "image/png",
+        "text/plain",
+    } <= set(data)
     assert data["text/plain"].startswith("rank 8 of 12")
-    assert len(json.dumps(slider().public_state())) < 50_000 and JS.stat().st_size < 10_000
+    assert (
+        len(json.dumps(slider().public_state())) < 50_000 and JS.stat().st_size < 10_000
+    )
 
 
 def test_a_rank_out_of_range_is_refused():
@@ -61,8 +84,17 @@ def test_a_rank_out_of_range_is_refused():
 def panel(steps=6, **kw):
     model = lambda: hra.zoo.gpt2("random")  # noqa: E731
     ids = torch.arange(256)
-    recorded = hra.Log([{"step": 1, "loss": 2.0, "lr": 1.0, "grad_norm": 1.0, "seconds": 0.0}])
-    return hra.viz.live(model, lambda: hra.data.lm_batches(ids, 2, 16), lambda m: 3.0, recorded, steps=steps, **kw)
+    recorded = hra.Log(
+        [{"step": 1, "loss": 2.0, "lr": 1.0, "grad_norm": 1.0, "seconds": 0.0}]
+    )
+    return hra.viz.live(
+        model,
+        lambda: hra.data.lm_batches(ids, 2, 16),
+        lambda m: 3.0,
+        recorded,
+        steps=steps,
+        **kw,
+    )
 
 
 def test_the_live_panel_trains_and_reports():
@@ -71,12 +103,20 @@ def test_the_live_panel_trains_and_reports():
     p.start()
     p.wait()
     assert p.error is None and len(p.log.steps) == 6 and len(p.log.evaluations) == 2
-    assert "Done" in p.status.value and p.picture.value[:4] == b"\x89PNG" and not p.train.disabled
+    assert (
+        "Done" in p.status.value
+        and p.picture.value[:4] == b"\x89PNG"
+        and not p.train.disabled
+    )
 
 
 def test_the_live_panel_can_be_cancelled():
     p = panel(steps=5000)
-    p._show = (lambda show: lambda log: (p._stop.set() if len(log.steps) == 3 else None, show(log))[1])(p._show)
+    p._show = (
+        lambda show: (
+            lambda log: (p._stop.set() if len(log.steps) == 3 else None, show(log))[1]
+        )
+    )(p._show)
     p.start()
     p.wait()
     assert len(p.log.steps) == 3 and "Cancelled" in p.status.value
@@ -96,9 +136,14 @@ def test_without_a_kernel_the_panel_shows_the_recorded_run():
 
 
 def test_a_figure_shows_itself_with_words_for_those_who_do_not_see_it():
-    fig = hra.viz.intervals({"LoRA r=1": (2.0, 0.1)}, "bits a character", {"before": 3.0})
+    fig = hra.viz.intervals(
+        {"LoRA r=1": (2.0, 0.1)}, "bits a character", {"before": 3.0}
+    )
     bundle = fig._repr_mimebundle_()
-    assert 'alt="Intervals of bits a character: LoRA r=1 2.00 plus or minus 0.10"' in bundle["text/html"]
+    assert (
+        'alt="Intervals of bits a character: LoRA r=1 2.00 plus or minus 0.10"'
+        in bundle["text/html"]
+    )
     assert bundle["image/png"] and "data:image/png" in bundle["text/html"]
     other, ax = hra.viz.figure()
     ax.set(xlabel="step", ylabel="loss")
@@ -112,59 +157,124 @@ def test_the_calculator_computes_the_librarys_bill():
 
     w = hra.viz.BillCalculator(d_out=256, d_in=64, r=4, tokens=32)
     models = (LAYER, "GPT-2 XL", "LLaMA-2 7B", "ViT-B/16")
-    choices = [{"model": m, "method": k, "plan": p, "r": r, "tokens": 16 * r} for m in models
-               for k in w.laws if k != PLAIN for p, r in (("fp32", 4), ("bf16, fp32 masters", 32))]
+    choices = [
+        {"model": m, "method": k, "plan": p, "r": r, "tokens": 16 * r}
+        for m in models
+        for k in w.laws
+        if k != PLAIN
+        for p, r in (("fp32", 4), ("bf16, fp32 masters", 32))
+    ]
     path = JS.with_name("bill.js")
-    code = (f"const m = (await import({json.dumps(path.as_uri())})).default, s = {json.dumps(w.public_state())};"
-            f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, ...c}}))))")
-    out = subprocess.run(["node", "--experimental-default-type=module", "--input-type=module", "-e", code],
-                         capture_output=True, text=True, check=True).stdout
+    code = (
+        f"const m = (await import({json.dumps(path.as_uri())})).default, s = "
+        f"{json.dumps(w.public_state())};"
+        f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, "
+        "...c}))))"
+    )
+    out = subprocess.run(
+        [
+            "node",
+            "--experimental-default-type=module",
+            "--input-type=module",
+            "-e",
+            code,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for choice, got in zip(choices, json.loads(out), strict=True):
         for k, v in choice.items():
             setattr(w, k, v)
         for name, side in ((None, "method"), (PLAIN, "plain")):
-            assert got[side] == {k: a.bytes for k, a in w.bill(name).parts.items()}, choice
-        if choice["model"] == LAYER and choice["method"] == "LoRA" and choice["plan"] == "fp32" and got["crossing"]:
+            assert got[side] == {k: a.bytes for k, a in w.bill(name).parts.items()}, (
+                choice
+            )
+        if (
+            choice["model"] == LAYER
+            and choice["method"] == "LoRA"
+            and choice["plan"] == "fp32"
+            and got["crossing"]
+        ):
             r = got["crossing"]
             plain = memory.cost(None, 256, 64, w.tokens).peak.bytes
-            bills = [memory.cost(hra.LoRA, 256, 64, w.tokens, r=k).peak.bytes for k in (r - 1, r)]
+            bills = [
+                memory.cost(hra.LoRA, 256, 64, w.tokens, r=k).peak.bytes
+                for k in (r - 1, r)
+            ]
             assert bills[0] < plain <= bills[1]
 
 
 def test_the_calculators_fallback_and_size():
     w = hra.viz.BillCalculator()
-    assert "LoRA, r = 8, one layer" in w.summary() and "ordinary fine-tuning: weights" in w.fallback_figure().words()
-    assert len(json.dumps(w.public_state())) < 50_000 and len(w._js_path.read_bytes()) < 10_240
+    assert (
+        "LoRA, r = 8, one layer" in w.summary()
+        and "ordinary fine-tuning: weights" in w.fallback_figure().words()
+    )
+    assert (
+        len(json.dumps(w.public_state())) < 50_000
+        and len(w._js_path.read_bytes()) < 10_240
+    )
 
 
 def explorer(**kw):
     g = torch.Generator().manual_seed(0)
-    drawn = {"one": [torch.rand(60, 40, generator=g) < p for p in (0.02, 0.2)], "two": [torch.eye(60, 40) > 0] * 2}
+    drawn = {
+        "one": [torch.rand(60, 40, generator=g) < p for p in (0.02, 0.2)],
+        "two": [torch.eye(60, 40) > 0] * 2,
+    }
     return hra.viz.MaskExplorer(drawn, [0.02, 0.2], **kw), drawn
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_mask_explorer_says_what_the_library_says():
     w, drawn = explorer()
-    choices = [{"rule": a, "other": b, "at": i} for a in drawn for b in drawn for i in (0, 1)]
-    code = (f"const m = (await import({json.dumps(w._js_path.as_uri())})).default, s = {json.dumps(w.public_state())};"
-            f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, ...c}}))))")
-    out = subprocess.run(["node", "--experimental-default-type=module", "--input-type=module", "-e", code],
-                         capture_output=True, text=True, check=True).stdout
+    choices = [
+        {"rule": a, "other": b, "at": i} for a in drawn for b in drawn for i in (0, 1)
+    ]
+    code = (
+        f"const m = (await import({json.dumps(w._js_path.as_uri())})).default, s = "
+        f"{json.dumps(w.public_state())};"
+        f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, "
+        "...c}))))"
+    )
+    out = subprocess.run(
+        [
+            "node",
+            "--experimental-default-type=module",
+            "--input-type=module",
+            "-e",
+            code,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for choice, got in zip(choices, json.loads(out), strict=True):
         for k, v in choice.items():
             setattr(w, k, v)
         assert got == pytest.approx(w.facts())
         one, two = drawn[w.rule][w.at], drawn[w.other][w.at]
-        assert got["K"] == one.sum() and got["shared"] == (one & two).sum() and got["rows"] == one.any(1).sum()
+        assert (
+            got["K"] == one.sum()
+            and got["shared"] == (one & two).sum()
+            and got["rows"] == one.any(1).sum()
+        )
         assert got["structural"] == hra.analysis.rank.structural_rank(one)
 
 
 def test_the_mask_explorers_fallback_size_and_refusals():
     w, drawn = explorer(at=1)
-    assert w.summary().startswith("one: ") and w.fallback_figure().words() == w.summary()
-    assert len(w._js_path.read_bytes()) < 10_240 and len(w.table["one"][0]["cells"]) == 24 * 24
-    assert {"9", "0"} <= set(w.table["two"][0]["cells"]) <= set("0123456789") and w.table["two"][0]["structural"] == 40
+    assert (
+        w.summary().startswith("one: ") and w.fallback_figure().words() == w.summary()
+    )
+    assert (
+        len(w._js_path.read_bytes()) < 10_240
+        and len(w.table["one"][0]["cells"]) == 24 * 24
+    )
+    assert {"9", "0"} <= set(w.table["two"][0]["cells"]) <= set(
+        "0123456789"
+    ) and w.table["two"][0]["structural"] == 40
     with pytest.raises(ValueError, match="0 to 1"):
         explorer(at=2)
     with pytest.raises(ValueError, match="two rules"):
@@ -174,16 +284,39 @@ def test_the_mask_explorers_fallback_size_and_refusals():
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_switch_explorer_computes_the_librarys_roofline():
     w = hra.viz.SwitchCost({"512": {"bare": 0.1}, "4096": {"bare": 3.0}}, d=512)
-    choices = [{"at": a, "thousandths": t, "r": r, "bandwidth": b} for a in (0, 1) for t, r, b in ((1, 1, 3), (25, 64, 40))]
+    choices = [
+        {"at": a, "thousandths": t, "r": r, "bandwidth": b}
+        for a in (0, 1)
+        for t, r, b in ((1, 1, 3), (25, 64, 40))
+    ]
     path = JS.with_name("switch.js")
-    code = (f"const m = (await import({json.dumps(path.as_uri())})).default, s = {json.dumps(w.public_state())};"
-            f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, ...c}}))))")
-    out = subprocess.run(["node", "--experimental-default-type=module", "--input-type=module", "-e", code],
-                         capture_output=True, text=True, check=True).stdout
+    code = (
+        f"const m = (await import({json.dumps(path.as_uri())})).default, s = "
+        f"{json.dumps(w.public_state())};"
+        f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, "
+        "...c}))))"
+    )
+    out = subprocess.run(
+        [
+            "node",
+            "--experimental-default-type=module",
+            "--input-type=module",
+            "-e",
+            code,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for choice, got in zip(choices, json.loads(out), strict=True):
         for k, v in choice.items():
             setattr(w, k, v)
-        assert [got["sparse"], got["dense"]] == pytest.approx(list(w.roofline().values()))
-    assert "memory alone asks for" in w.summary() and w.fallback_figure().words() == w.summary()
+        assert [got["sparse"], got["dense"]] == pytest.approx(
+            list(w.roofline().values())
+        )
+    assert (
+        "memory alone asks for" in w.summary()
+        and w.fallback_figure().words() == w.summary()
+    )
     with pytest.raises(ValueError, match="512, 4096"):
         hra.viz.SwitchCost({"512": {}, "4096": {}}, d=100)

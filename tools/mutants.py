@@ -1,9 +1,11 @@
-"""Fault injection: put one known fault at a time into a copy of `hra`; the suite must notice every one.
+"""Fault injection: put one known fault at a time into a copy of `hra`; the suite must
+notice every one.
 
     python tools/mutants.py [name ...]
 
 The faults are of the kinds found in released libraries of this field.
 """
+
 import os
 import shutil
 import subprocess
@@ -16,102 +18,260 @@ ROOT = Path(__file__).resolve().parents[1]
 # name: (file, text, what replaces it, tests that must fail)
 MUTANTS = {
     "A starts too large through a transposed layout": (
-        "methods/lora.py", "bound = self.d_in**-0.5", "bound = self.r**-0.5", "tests/test_lora.py"),
+        "methods/lora.py",
+        "bound = self.d_in**-0.5",
+        "bound = self.r**-0.5",
+        "tests/test_lora.py",
+    ),
     "A and B both start at zero": (
-        "methods/lora.py", "self.A.copy_(A)", "self.A.zero_()", "tests/test_every_adapter.py"),
+        "methods/lora.py",
+        "self.A.copy_(A)",
+        "self.A.zero_()",
+        "tests/test_every_adapter.py",
+    ),
     "the fast path forgets the scale": (
-        "methods/lora.py", "F.linear(self.scale * h, B)", "F.linear(h, B)", "tests/test_every_adapter.py"),
+        "methods/lora.py",
+        "F.linear(self.scale * h, B)",
+        "F.linear(h, B)",
+        "tests/test_every_adapter.py",
+    ),
     "the fast path scales the bias": (
-        "methods/lora.py", "return self.base(x) + F", "return self.base(x) * 1.01 + F", "tests/test_every_adapter.py"),
+        "methods/lora.py",
+        "return self.base(x) + F",
+        "return self.base(x) * 1.01 + F",
+        "tests/test_every_adapter.py",
+    ),
     "dropout also in eval": (
-        "methods/lora.py", "self.dropout, self.training)", "self.dropout, True)", "tests/test_every_adapter.py"),
+        "methods/lora.py",
+        "self.dropout, self.training)",
+        "self.dropout, True)",
+        "tests/test_every_adapter.py",
+    ),
     "rsLoRA keeps LoRA's scale": (
-        "methods/rslora.py", "alpha / math.sqrt(r)", "alpha / r", "tests/test_lora.py"),
+        "methods/rslora.py",
+        "alpha / math.sqrt(r)",
+        "alpha / r",
+        "tests/test_lora.py",
+    ),
     "DoRA scales the bias": (
-        "methods/dora.py", "torch.addcmul(bias.to(p.dtype), p, gamma.to(p.dtype))", "(p + bias) * gamma",
-        "tests/test_lora_family.py"),
+        "methods/dora.py",
+        "torch.addcmul(bias.to(p.dtype), p, gamma.to(p.dtype))",
+        "(p + bias) * gamma",
+        "tests/test_lora_family.py",
+    ),
     "DoRA's norm forgets the cross term": (
-        "methods/dora.py", "2 * s * (W0 @ A.T) + s * s", "s * s", "tests/test_lora_family.py"),
+        "methods/dora.py",
+        "2 * s * (W0 @ A.T) + s * s",
+        "s * s",
+        "tests/test_lora_family.py",
+    ),
     "VeRA draws a pair for each layer": (
-        "methods/vera.py", "site=name, shared=pair)", "site=name)", "tests/test_lora_family.py"),
+        "methods/vera.py",
+        "site=name, shared=pair)",
+        "site=name)",
+        "tests/test_lora_family.py",
+    ),
     "LoRA+ forgets the ratio": (
-        "methods/loraplus.py", "self.ratio * lr", "lr", "tests/test_lora_family.py"),
+        "methods/loraplus.py",
+        "self.ratio * lr",
+        "lr",
+        "tests/test_lora_family.py",
+    ),
     "LoRA-FA trains A": (
-        "methods/lorafa.py", "self.A.requires_grad_(False)", "self.A.requires_grad_(True)", "tests/test_lora_family.py"),
+        "methods/lorafa.py",
+        "self.A.requires_grad_(False)",
+        "self.A.requires_grad_(True)",
+        "tests/test_lora_family.py",
+    ),
     "LoRA-FA's projection forgets the scale": (
-        "methods/lorafa.py", "g.double() @ inverse / ctx.scale**2", "g.double() @ inverse", "tests/test_lora_family.py"),
+        "methods/lorafa.py",
+        "g.double() @ inverse / ctx.scale**2",
+        "g.double() @ inverse",
+        "tests/test_lora_family.py",
+    ),
     "NOLA draws other bases in the backward pass": (
-        "bases.py", "draws(ctx.seed, count", "draws(ctx.seed + 1, count", "tests/test_lora_family.py"),
+        "bases.py",
+        "draws(ctx.seed, count",
+        "draws(ctx.seed + 1, count",
+        "tests/test_lora_family.py",
+    ),
     "the bill forgets that dropout keeps a mask": (
-        "memory.py", 'return {"dropout\'s mask": "d_in"} if dropout and grad else {}', "return {}", "tests/test_memory.py"),
+        "law.py",
+        'return {"dropout\'s mask": "d_in"} if dropout and grad else {}',
+        "return {}",
+        "tests/test_memory.py",
+    ),
     "detach leaves SHiRA's values in the layer": (
-        "methods/shira.py", "        self.restore()\n        super().release(model)", "        super().release(model)",
-        "tests/test_shira.py"),
+        "entries.py",
+        "        self.restore()\n        super().release(model)",
+        "        super().release(model)",
+        "tests/test_shira.py",
+    ),
     "two layers share SHiRA's random mask": (
-        "methods/shira.py", 'K, self.generator("mask"))', 'K, torch.Generator().manual_seed(0))', "tests/test_shira.py"),
+        "methods/shira.py",
+        'K, self.generator("mask"))',
+        "K, torch.Generator().manual_seed(0))",
+        "tests/test_shira.py",
+    ),
     "a masked gradient leaks": (
-        "methods/shira.py", "S.register_hook(self._masked)", "S.register_hook(lambda G: G)", "tests/test_shira.py"),
+        "methods/shira.py",
+        "S.register_hook(self._masked)",
+        "S.register_hook(lambda G: G)",
+        "tests/test_shira.py",
+    ),
     "struct forgets the diagonal": (
-        "masks.py", "mask.fill_diagonal_(True)", "mask.fill_diagonal_(False)", "tests/test_shira.py"),
+        "masks.py",
+        "mask.fill_diagonal_(True)",
+        "mask.fill_diagonal_(False)",
+        "tests/test_shira.py",
+    ),
     "an index is not validated": (
-        "masks.py", "if index[0] < 0 or", "if False and", "tests/test_shira.py"),
+        "masks.py",
+        "        index[0] < 0\n        or",
+        "        False and",
+        "tests/test_shira.py",
+    ),
     "SHiRA forgets that Conv1D is stored transposed": (
-        "sparse.py", "index % d_in * d_out + index // d_in if transposed else index", "index", "tests/test_every_adapter.py"),
+        "sparse.py",
+        "index % d_in * d_out + index // d_in if transposed else index",
+        "index",
+        "tests/test_every_adapter.py",
+    ),
     "a switch leaves the adapter before it in place": (
-        "switch.py", "            for flat, position, old, _ in self._files[self.active]:\n"
-        "                self._put(flat, position, old)\n", "", "tests/test_switch.py"),
+        "switch.py",
+        "            for flat, position, old, _ in self._files[self.active]:\n"
+        "                self._put(flat, position, old)\n",
+        "",
+        "tests/test_switch.py",
+    ),
     "overlapping masks overwrite each other in a sum": (
-        "switch.py", "total[torch.searchsorted(index, i)] += values", "total[torch.searchsorted(index, i)] = values",
-        "tests/test_switch.py"),
+        "switch.py",
+        "total[torch.searchsorted(index, i)] += values",
+        "total[torch.searchsorted(index, i)] = values",
+        "tests/test_switch.py",
+    ),
     "BitFit edits the pretrained bias": (
-        "linear.py", "new = copy.deepcopy(layer)", "new = layer", "tests/test_before_lora.py"),
+        "linear.py",
+        "new = copy.deepcopy(layer)",
+        "new = layer",
+        "tests/test_before_lora.py",
+    ),
     "the bottleneck forgets its skip connection": (
-        "methods/houlsby.py", "return h + F.linear", "return F.linear", "tests/test_every_adapter.py"),
+        "methods/houlsby.py",
+        "return h + F.linear",
+        "return F.linear",
+        "tests/test_every_adapter.py",
+    ),
     "a prefix moves the text's positions": (
-        "methods/prefixtuning.py", "text = seen - self.n", "text = seen", "tests/test_before_lora.py"),
+        "methods/prefixtuning.py",
+        "text = seen - self.n",
+        "text = seen",
+        "tests/test_before_lora.py",
+    ),
     "a prompt's labels are counted": (
-        "methods/prompttuning.py", "labels.new_full((rows, self.n), -100)", "labels.new_full((rows, self.n), 0)",
-        "tests/test_before_lora.py"),
+        "methods/prompttuning.py",
+        "labels.new_full((rows, self.n), -100)",
+        "labels.new_full((rows, self.n), 0)",
+        "tests/test_before_lora.py",
+    ),
     "hooks stay after detach": (
-        "whole.py", "                    del hooks[key]\n", "", "tests/test_before_lora.py"),
+        "whole.py",
+        "                    del hooks[key]\n",
+        "",
+        "tests/test_before_lora.py",
+    ),
     "Conv1D is forgotten": (
-        "linear.py", "return W.T if is_conv1d(layer) else W", "return W", "tests/test_every_adapter.py"),
+        "linear.py",
+        "return W.T if is_conv1d(layer) else W",
+        "return W",
+        "tests/test_every_adapter.py",
+    ),
     "Conv1D is no target": (
-        "linear.py", "isinstance(layer, nn.Linear) or is_conv1d(layer)", "isinstance(layer, nn.Linear)",
-        "tests/test_every_adapter.py"),
+        "linear.py",
+        "isinstance(layer, nn.Linear) or is_conv1d(layer)",
+        "isinstance(layer, nn.Linear)",
+        "tests/test_every_adapter.py",
+    ),
     "the rest of the model trains too": (
-        "model.py", "    model.requires_grad_(False)\n", "", "tests/test_every_adapter.py"),
+        "model.py",
+        "    model.requires_grad_(False)\n",
+        "",
+        "tests/test_every_adapter.py",
+    ),
     "detach subtracts instead of putting back": (
-        "adapter.py", "model.set_submodule(self.site, self.base)",
-        "model.set_submodule(self.site, linear.with_weight(self.base, self.W0 + 0.1 - 0.1))",
-        "tests/test_every_adapter.py"),
+        "adapter.py",
+        "model.set_submodule(self.site, self.base)",
+        "model.set_submodule(self.site, linear.with_weight(self.base, self.W0 + 0.1 - "
+        "0.1))",
+        "tests/test_every_adapter.py",
+    ),
     "requires_grad is not given back": (
-        "model.py", "p.requires_grad_(self._required_grad.get(name, p.requires_grad))", "p.requires_grad_(True)",
-        "tests/test_every_adapter.py"),
+        "model.py",
+        "p.requires_grad_(self._required_grad.get(name, p.requires_grad))",
+        "p.requires_grad_(True)",
+        "tests/test_every_adapter.py",
+    ),
     "merge leaves ΔW out": (
-        "adapter.py", "linear.with_weight(self.base, self.W0 + delta)",
-        "linear.with_weight(self.base, self.W0)", "tests/test_every_adapter.py"),
+        "adapter.py",
+        "linear.with_weight(self.base, self.W0 + delta)",
+        "linear.with_weight(self.base, self.W0)",
+        "tests/test_every_adapter.py",
+    ),
     "a tensor hides outside the state dict": (
-        "methods/fullft.py", "self.delta = nn.Parameter(", "self.mask = self.W0 * 1\n        self.delta = nn.Parameter(",
-        "tests/test_every_adapter.py"),
+        "methods/fullft.py",
+        "self.delta = nn.Parameter(",
+        "self.mask = self.W0 * 1\n        self.delta = nn.Parameter(",
+        "tests/test_every_adapter.py",
+    ),
     "all layers share one draw": (
-        "adapter.py", "{seed}\\0{site}", "{seed}", "tests/test_every_adapter.py"),
+        "adapter.py",
+        "{seed}\\0{site}",
+        "{seed}",
+        "tests/test_every_adapter.py",
+    ),
     "the seed is ignored": (
-        "adapter.py", "{seed}\\0{site}", "{site}", "tests/test_every_adapter.py"),
+        "adapter.py",
+        "{seed}\\0{site}",
+        "{site}",
+        "tests/test_every_adapter.py",
+    ),
     "tensors do not follow the base's dtype": (
-        "methods/lora.py", "self.W0.new_empty(r, self.d_in)", "torch.empty(r, self.d_in)", "tests/test_every_adapter.py"),
+        "methods/lora.py",
+        "self.W0.new_empty(r, self.d_in)",
+        "torch.empty(r, self.d_in)",
+        "tests/test_every_adapter.py",
+    ),
     "a failed attach leaves the model frozen": (
-        "model.py", "            p.requires_grad_(before[name])\n        raise", "            pass\n        raise",
-        "tests/test_model.py"),
+        "model.py",
+        "            p.requires_grad_(before[name])\n        raise",
+        "            pass\n        raise",
+        "tests/test_model.py",
+    ),
     "tied weights are adapted": (
-        "model.py", "if len(names) > 1:", "if len(names) > 9:", "tests/test_model.py"),
+        "model.py",
+        "if len(names) > 1:",
+        "if len(names) > 9:",
+        "tests/test_model.py",
+    ),
     "the checksum is not compared": (
-        "io.py", 'if checksum(tensors, metadata["_raw"]) != metadata["checksum"]:', "if False:", "tests/test_files.py"),
+        "io.py",
+        'if checksum(tensors, metadata["_raw"]) != metadata["checksum"]:',
+        "if False:",
+        "tests/test_files.py",
+    ),
     "another base is accepted": (
-        "model.py", "if strict_base and", "if not strict_base and", "tests/test_files.py"),
+        "model.py",
+        "if strict_base and",
+        "if not strict_base and",
+        "tests/test_files.py",
+    ),
     "the file is written in place": (
-        "io.py", "handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f\".{path.name}.\", suffix=\".part\")",
-        "temporary = path; handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)", "tests/test_files.py"),
+        "io.py",
+        "handle, temporary = tempfile.mkstemp(\n"
+        '        dir=path.parent, prefix=f".{path.name}.", suffix=".part"\n    )',
+        "temporary = path; handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)",
+        "tests/test_files.py",
+    ),
 }
 
 
@@ -120,20 +280,33 @@ def survives(name: str) -> str | None:
     file, old, new, tests = MUTANTS[name]
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp)
-        shutil.copytree(ROOT / "hra", copy / "hra", ignore=shutil.ignore_patterns("__pycache__", "checkpoint.pt"))
-        shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "hra",
+            copy / "hra",
+            ignore=shutil.ignore_patterns("__pycache__", "checkpoint.pt"),
+        )
+        shutil.copytree(
+            ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__")
+        )
         shutil.copy(ROOT / "pyproject.toml", copy)
         path = copy / "hra" / file
         text = path.read_text(encoding="utf-8")
         if text.count(old) != 1:
-            return f"cannot be injected: {old!r} stands {text.count(old)} times in {file}"
+            return (
+                f"cannot be injected: {old!r} stands {text.count(old)} times in {file}"
+            )
         path.write_text(text.replace(old, new), encoding="utf-8")
-        run = subprocess.run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", tests], cwd=copy,
-                             env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
-                             capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", tests],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+        )
     if run.returncode == 1 and "failed" in run.stdout:
         return None
-    return f"survived (pytest exit {run.returncode}): {run.stdout[-300:]}{run.stderr[-300:]}"
+    said = run.stdout[-300:] + run.stderr[-300:]
+    return f"survived (pytest exit {run.returncode}): {said}"
 
 
 def main(names: list[str]) -> int:

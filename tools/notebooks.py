@@ -1,12 +1,14 @@
 """Keep notebooks/*.ipynb and their reviewable twins notebooks/text/*.md in step.
 
-    python tools/notebooks.py refresh [name ...]   text -> ipynb, run, keep the outputs of checked cells only
+    python tools/notebooks.py refresh [name ...]   text -> ipynb, executed
     python tools/notebooks.py pull    [name ...]   ipynb (edited in Jupyter) -> text
-    python tools/notebooks.py check                what CI runs; changes nothing; no kernel
+    python tools/notebooks.py check                changes nothing; no kernel
 
-An output is kept only in a cell tagged `nbval-check-output`, together with its execution count:
-without the count nbval compares nothing, or fails with "Unrun reference cell has outputs".
+An output is kept only in a cell tagged `nbval-check-output`, together with its
+execution count: without the count nbval compares nothing, or fails with "Unrun
+reference cell has outputs".
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,7 +21,11 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1] / "notebooks"
 TEXT = ROOT / "text"
 KEEP = "nbval-check-output"
-KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+KERNEL = {
+    "display_name": "Python 3 (ipykernel)",
+    "language": "python",
+    "name": "python3",
+}
 LIMIT = 60_000  # bytes of one committed notebook
 FMT = {"extension": ".md", "format_name": "myst"}
 
@@ -31,12 +37,16 @@ def tags(cell):
 def clean(nb):
     """The one committed form of a notebook."""
     nb = nbformat.from_dict(nb)
-    nb.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    nb.metadata = nbformat.from_dict(
+        {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
     nb.nbformat, nb.nbformat_minor = 4, 5
     n = 0
     for i, c in enumerate(nb.cells):
         c.id = f"{i:03d}-" + hashlib.sha256(c.source.encode()).hexdigest()[:8]
-        c.metadata = nbformat.from_dict({k: c.metadata[k] for k in ("mystnb", "tags") if c.metadata.get(k)})
+        c.metadata = nbformat.from_dict(
+            {k: c.metadata[k] for k in ("mystnb", "tags") if c.metadata.get(k)}
+        )
         if c.cell_type != "code":
             continue
         n += 1
@@ -52,7 +62,9 @@ def clean(nb):
 
 
 def source(nb):
-    return [(c.cell_type, c.source, tags(c), c.metadata.get("mystnb")) for c in nb.cells]
+    return [
+        (c.cell_type, c.source, tags(c), c.metadata.get("mystnb")) for c in nb.cells
+    ]
 
 
 def problems(nb_path):
@@ -69,11 +81,11 @@ def problems(nb_path):
     for i, c in enumerate(c for c in nb.cells if c.cell_type == "code"):
         if KEEP in tags(c):
             if not c.outputs or c.execution_count is None:
-                yield f"code cell {i} is tagged {KEEP} but keeps no output: nbval would compare nothing"
+                yield f"code cell {i} is tagged {KEEP} but keeps no output"
             if c.source.rstrip().endswith(";"):
-                yield f"code cell {i}: nbval ignores the closing semicolon; use `_ = ...`"
+                yield f"code cell {i}: nbval ignores the closing semicolon"
         if any(w in c.source for w in ("NBVAL_", "ipywidgets")):
-            yield f"code cell {i}: use tags, not NBVAL comments; use hra.viz, not ipywidgets"
+            yield f"code cell {i}: tags, not NBVAL comments; hra.viz, not ipywidgets"
 
 
 def main(argv):
@@ -86,9 +98,15 @@ def main(argv):
                 continue
             nb = jupytext.read(md, fmt=FMT)
             nb.metadata["kernelspec"] = KERNEL
-            NotebookClient(nb, timeout=600, kernel_name="python3",
-                           resources={"metadata": {"path": str(ROOT)}}).execute()
-            (ROOT / (md.stem + ".ipynb")).write_text(nbformat.writes(clean(nb)) + "\n", encoding="utf-8")
+            NotebookClient(
+                nb,
+                timeout=600,
+                kernel_name="python3",
+                resources={"metadata": {"path": str(ROOT)}},
+            ).execute()
+            (ROOT / (md.stem + ".ipynb")).write_text(
+                nbformat.writes(clean(nb)) + "\n", encoding="utf-8"
+            )
         return 0
     if cmd == "pull":
         for p in sorted(ROOT.glob("*.ipynb")):
@@ -98,8 +116,11 @@ def main(argv):
                 p.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
         return 0
     bad = [f"{p.name} {m}" for p in sorted(ROOT.glob("*.ipynb")) for m in problems(p)]
-    bad += [f"text/{m.name} has no notebook" for m in sorted(TEXT.glob("*.md"))
-            if not (ROOT / (m.stem + ".ipynb")).exists()]
+    bad += [
+        f"text/{m.name} has no notebook"
+        for m in sorted(TEXT.glob("*.md"))
+        if not (ROOT / (m.stem + ".ipynb")).exists()
+    ]
     print("\n".join(bad) or "notebooks: ok")
     return bool(bad)
 

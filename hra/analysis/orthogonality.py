@@ -1,7 +1,10 @@
-"""Two adapters at once: do they write the same outputs, and does their sum do what they do alone?
+"""Two adapters at once: do they write the same outputs, and does their sum do what they
+do alone?
 
-AWOM and AWOR are those of Bhardwaj et al., 2024, arXiv:2406.13175, §4; A1, A2: (d_out, d_in), the product (d_in, d_in).
+AWOM and AWOR are those of Bhardwaj et al., 2024, arXiv:2406.13175, §4; A1, A2: (d_out,
+d_in), the product (d_in, d_in).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,12 +16,14 @@ from torch import Tensor
 NORMS = ("fro", "spectral", "normalised")
 
 
-def awom(A1: Float[Tensor, "m n"], A2: Float[Tensor, "m n"], norm: str = "fro") -> float:
-    """‖A1ᵀ A2‖: Frobenius (the default; the paper's text does not say which, its figures fit it), spectral, or "normalised",
-    Frobenius divided by ‖A1‖_F ‖A2‖_F.
+def awom(
+    A1: Float[Tensor, "m n"], A2: Float[Tensor, "m n"], norm: str = "fro"
+) -> float:
+    """‖A1ᵀ A2‖: Frobenius (the default; the paper's text does not say which, its
+    figures fit it), spectral, or "normalised", Frobenius divided by ‖A1‖_F ‖A2‖_F.
 
-    Zero if and only if the outputs of the two are orthogonal whatever their inputs. Raises ValueError for another norm, or for
-    "normalised" when an adapter is zero.
+    Zero if and only if the outputs of the two are orthogonal whatever their inputs.
+    Raises ValueError for another norm, or for "normalised" when an adapter is zero.
     """
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r} does not exist; there are {', '.join(NORMS)}.")
@@ -31,35 +36,55 @@ def awom(A1: Float[Tensor, "m n"], A2: Float[Tensor, "m n"], norm: str = "fro") 
         return size
     both = float(A1.norm() * A2.norm())
     if both == 0.0:
-        raise ValueError("norm='normalised' divides by ‖A1‖ ‖A2‖, and one of the adapters is zero.")
+        raise ValueError(
+            "norm='normalised' divides by ‖A1‖ ‖A2‖, and one of the adapters is zero."
+        )
     return size / both
 
 
 def awor(A1: Float[Tensor, "m n"], A2: Float[Tensor, "m n"]) -> float:
-    """1 − ‖A1ᵀ A2‖₀ / n², the share of zeros of the product. A count, no angle: of I with itself it is 1 − 1/n."""
+    """1 − ‖A1ᵀ A2‖₀ / n², the share of zeros of the product. A count, no angle: of I
+    with itself it is 1 − 1/n.
+    """
     product = A1.detach().double().T @ A2.detach().double()
     return 1.0 - float((product != 0).double().mean())
 
 
 def expected_awor(d_out: int, density1: float, density2: float | None = None) -> float:
-    """(1 − p1 p2)^d_out, the mean AWOR of two masks whose entries are drawn independently with probabilities p1 and p2."""
+    """(1 − p1 p2)^d_out, the mean AWOR of two masks whose entries are drawn
+    independently with probabilities p1 and p2.
+    """
     p = density1 * (density1 if density2 is None else density2)
     if not 0 <= p <= 1:
-        raise ValueError(f"densities {density1} and {density2} are out of range: each must lie in [0, 1].")
+        raise ValueError(
+            f"densities {density1} and {density2} are out of range: each must lie in "
+            "[0, 1]."
+        )
     return float((1.0 - p) ** d_out)
 
 
 def expected_awom(d_out: int, d_in: int, density: float, sigma: float = 1.0) -> float:
-    """(d_out)^½ d_in p σ², the root of E‖A1ᵀ A2‖_F² for independent Bernoulli(p) masks with values of mean 0, deviation σ."""
-    return float(d_out ** 0.5 * d_in * density * sigma**2)
+    """(d_out)^½ d_in p σ², the root of E‖A1ᵀ A2‖_F² for independent Bernoulli(p) masks
+    with values of mean 0, deviation σ.
+    """
+    return float(d_out**0.5 * d_in * density * sigma**2)
 
 
-def interference(W: Float[Tensor, "m n"], A1: Float[Tensor, "m n"], A2: Float[Tensor, "m n"], x: Float[Tensor, "*tokens n"],
-                 activation: Callable[[Tensor], Tensor]) -> float:
-    """How far the effect of both is from the sum of the two effects, relative to that sum, on the inputs `x`.
+def interference(
+    W: Float[Tensor, "m n"],
+    A1: Float[Tensor, "m n"],
+    A2: Float[Tensor, "m n"],
+    x: Float[Tensor, "*tokens n"],
+    activation: Callable[[Tensor], Tensor],
+) -> float:
+    """How far the effect of both is from the sum of the two effects, relative to that
+    sum, on the inputs `x`.
 
-    With f(V) = activation(x Vᵀ) and e(A) = f(W + A) − f(W):  ‖e(A1 + A2) − e(A1) − e(A2)‖ / ‖e(A1) + e(A2)‖.
-    Zero for an affine activation, and for every elementwise one when no output row of A1 is one of A2. Computed in float64.
+    With f(V) = activation(x Vᵀ) and e(A) = f(W + A) − f(W):
+
+        ‖e(A1 + A2) − e(A1) − e(A2)‖ / ‖e(A1) + e(A2)‖
+    Zero for an affine activation, and for every elementwise one when no output row of
+    A1 is one of A2. Computed in float64.
     """
     W, A1, A2, x = (t.detach().double() for t in (W, A1, A2, x))
     start = activation(x @ W.T)

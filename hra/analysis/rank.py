@@ -1,4 +1,5 @@
 """Singular values and what is left of a matrix when few of them are kept."""
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +11,9 @@ def spectrum(S: Float[Tensor, "m n"]) -> Float[Tensor, " k"]:
 
 
 def truncate(S: Float[Tensor, "m n"], r: int) -> Float[Tensor, "m n"]:
-    """The best approximation of rank at most r in every unitarily invariant norm (Eckart & Young, 1936)."""
+    """The best approximation of rank at most r in every unitarily invariant norm
+    (Eckart & Young, 1936).
+    """
     top = min(S.shape)
     if not 0 <= r <= top:
         raise ValueError(f"r={r} is out of range: 0 to min(m, n) = {top}.")
@@ -30,10 +33,11 @@ def count_above(S: Float[Tensor, "m n"], threshold: float) -> int:
 
 
 def structural_rank(mask: Tensor) -> int:
-    """The largest rank that a matrix (m, n) with this support can have: a maximum matching of rows and columns.
+    """The largest rank that a matrix (m, n) with this support can have: a maximum
+    matching of rows and columns.
 
-    Values drawn from any density reach it with probability 1. `mask` is boolean, or any matrix whose non-zeros are the support.
-    Needs scipy.
+    Values drawn from any density reach it with probability 1. `mask` is boolean, or any
+    matrix whose non-zeros are the support. Needs scipy.
     """
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import structural_rank as matching

@@ -1,17 +1,27 @@
-"""How much two subspaces share, and how much a change amplifies what is there.  Hu et al., 2021, §7."""
+"""How much two subspaces share, and how much a change amplifies what is there.  Hu et
+al., 2021, §7.
+"""
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-def similarity(A: Float[Tensor, "r1 d"], B: Float[Tensor, "r2 d"], i: int, j: int) -> float:
-    """φ = ‖V_A^{iᵀ} V_B^j‖_F² / min(i, j), in [0, 1], V^i the first i right singular vectors  (§7.2, eq. 4).
+def similarity(
+    A: Float[Tensor, "r1 d"], B: Float[Tensor, "r2 d"], i: int, j: int
+) -> float:
+    """φ = ‖V_A^{iᵀ} V_B^j‖_F² / min(i, j), in [0, 1]  (§7.2, eq. 4).
+
+    V^i: the first i right singular vectors.
 
     For two independent uniform subspaces of R^d its expectation is max(i, j) / d.
     Raises ValueError when i or j exceeds the number of singular vectors.
     """
     if A.shape[1] != B.shape[1]:
-        raise ValueError(f"A has {A.shape[1]} columns, B has {B.shape[1]}: the subspaces are not of one space.")
+        raise ValueError(
+            f"A has {A.shape[1]} columns, B has {B.shape[1]}: the subspaces are not "
+            "of one space."
+        )
     for name, k, M in (("i", i, A), ("j", j, B)):
         if not 1 <= k <= min(M.shape):
             raise ValueError(f"{name}={k} is out of range: 1 to {min(M.shape)}.")
@@ -20,8 +30,12 @@ def similarity(A: Float[Tensor, "r1 d"], B: Float[Tensor, "r2 d"], i: int, j: in
     return float((VA @ VB.T).square().sum() / min(i, j))
 
 
-def amplification(delta: Float[Tensor, "m n"], W: Float[Tensor, "m n"], r: int) -> float:
-    """‖ΔW‖_F / ‖Uᵀ W V‖_F, U and V the first r singular vectors of ΔW (§7.3): how much ΔW amplifies its own directions."""
+def amplification(
+    delta: Float[Tensor, "m n"], W: Float[Tensor, "m n"], r: int
+) -> float:
+    """‖ΔW‖_F / ‖Uᵀ W V‖_F, U and V the first r singular vectors of ΔW (§7.3): how much
+    ΔW amplifies its own directions.
+    """
     if not 1 <= r <= min(delta.shape):
         raise ValueError(f"r={r} is out of range: 1 to {min(delta.shape)}.")
     U, _, Vh = torch.linalg.svd(delta.detach().double(), full_matrices=False)

@@ -1,4 +1,7 @@
-"""One paper, one file, read top to bottom beside its equation. A new method is one line here."""
+"""One paper, one file, read top to bottom beside its equation. A new method is one line
+here.
+"""
+
 from hra.adapter import Adapter
 from hra.methods.asylora import AsyLoRA
 from hra.methods.bitfit import BitFit

@@ -4,6 +4,7 @@
 
 No weight changes: ΔW = 0. The backward pass needs nothing of the forward pass.
 """
+
 from typing import Any
 
 import torch
@@ -23,8 +24,11 @@ class BitFit(Adapter):
     def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:
         b = linear.bias(base)
         if linear.is_linear(base) and b is None:
-            raise ValueError(f"BitFit trains biases, and the layer {site or type(base).__name__} has none: choose targets "
-                             "that have one.")
+            raise ValueError(
+                f"BitFit trains biases, and the layer {site or type(base).__name__} "
+                "has none: choose targets "
+                "that have one."
+            )
         super().__init__(base, seed=seed, site=site)
         self.delta_b = nn.Parameter(self.W0.new_zeros(self.d_out))
 
@@ -36,7 +40,9 @@ class BitFit(Adapter):
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         return torch.zeros_like(self.W0)
 
-    def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
+    def forward(
+        self, x: Float[Tensor, "*tokens {self.d_in}"]
+    ) -> Float[Tensor, "*tokens {self.d_out}"]:
         return self.base(x) + self.delta_b
 
     @torch.no_grad()

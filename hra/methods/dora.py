@@ -1,10 +1,14 @@
 """DoRA: weight-decomposed LoRA.  Liu et al., 2024.  arXiv:2402.09353
 
-    W = m ⊙ V / ‖V‖        V = W0 + (α / r) B A: (d_out, d_in)   m: (d_out,), starts at ‖W0‖          (eq. 5)
+    W = m ⊙ V / ‖V‖    V = W0 + (α / r) B A: (d_out, d_in)   m: (d_out,)        (eq. 5)
 
-‖·‖ is taken over d_in: one norm an output neuron. §4.3 (eq. 11) holds ‖V‖ constant in the backward pass:
-`detach_norm=True`. With dropout d: y = W0 x + (γ − 1) W0 d(x) + γ (α / r) B A d(x), γ = m / ‖V‖; the bias is never scaled.
+m starts at ‖W0‖, the norms of the rows.
+
+‖·‖ is taken over d_in: one norm an output neuron. §4.3 (eq. 11) holds ‖V‖ constant in
+the backward pass: `detach_norm=True`. With dropout d: y = W0 x + (γ − 1) W0 d(x) + γ (α
+/ r) B A d(x), γ = m / ‖V‖; the bias is never scaled.
 """
+
 from typing import Any
 
 import torch
@@ -18,12 +22,23 @@ from hra.methods.lora import LoRA
 
 
 class DoRA(LoRA):
-    """Trains r (d_in + d_out) + d_out numbers. Raises what LoRA raises, TypeError for a `detach_norm` that is no bool."""
+    """Trains r (d_in + d_out) + d_out numbers. Raises what LoRA raises, TypeError for a
+    `detach_norm` that is no bool.
+    """
 
     m: Float[Tensor, " d_out"]
 
-    def __init__(self, base: nn.Module, r: int = 8, alpha: float = 16.0, dropout: float = 0.0, detach_norm: bool = True, *,
-                 seed: int = 0, site: str = "") -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        r: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        detach_norm: bool = True,
+        *,
+        seed: int = 0,
+        site: str = "",
+    ) -> None:
         super().__init__(base, r, alpha, dropout, seed=seed, site=site)
         if not isinstance(detach_norm, bool):
             raise TypeError(f"detach_norm={detach_norm!r} must be True or False.")
@@ -33,38 +48,57 @@ class DoRA(LoRA):
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         V = self.W0 + super().delta_weight()
         norm = torch.linalg.vector_norm(V, dim=1)
-        return (self.m / (norm.detach() if self.detach_norm else norm))[:, None] * V - self.W0
+        return (self.m / (norm.detach() if self.detach_norm else norm))[
+            :, None
+        ] * V - self.W0
 
     def norm(self) -> Float[Tensor, " {self.d_out}"]:
-        """‖V‖ without V: the cross terms of ‖W0 + s B A‖² need products with r columns only."""
+        """‖V‖ without V: the cross terms of ‖W0 + s B A‖² need products with r columns
+        only.
+        """
         return _RowNorm.apply(self.W0, self.A, self.B, self.scale)
 
-    def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
-        """γ multiplies x Vᵀ, V is never formed; y is kept for the gradient of γ (the next operation often keeps it too)."""
+    def forward(
+        self, x: Float[Tensor, "*tokens {self.d_in}"]
+    ) -> Float[Tensor, "*tokens {self.d_out}"]:
+        """γ multiplies x Vᵀ, V is never formed; y is kept for the gradient of γ (the
+        next operation often keeps it too).
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_norm):
             norm = self.norm()
         gamma = self.m / norm
         if not (self.training and self.dropout):
-            return _Scaled.apply(x, self.W0, self.bias, self.A, self.B, gamma, self.scale)
+            return _Scaled.apply(
+                x, self.W0, self.bias, self.A, self.B, gamma, self.scale
+            )
         dx = F.dropout(x, self.dropout, True)
         # y − b = W0 (x − d(x)) + γ (W0 + s B A) d(x)
-        return F.linear(x - dx, self.W0) + _Scaled.apply(dx, self.W0, self.bias, self.A, self.B, gamma, self.scale)
+        return F.linear(x - dx, self.W0) + _Scaled.apply(
+            dx, self.W0, self.bias, self.A, self.B, gamma, self.scale
+        )
 
     @classmethod
     def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:
         y = {"gVd(x)": "d_out"} if dropout else {"y": "d_out"}
-        return Law({"A": "r*d_in", "B": "d_out*r", "m": "d_out"}, kept_input(dropout, grad) | {"Ax": "r"} | y,
-                   {"norm": "d_out", "m/norm": "d_out"})
+        return Law(
+            {"A": "r*d_in", "B": "d_out*r", "m": "d_out"},
+            kept_input(dropout, grad) | {"Ax": "r"} | y,
+            {"norm": "d_out", "m/norm": "d_out"},
+        )
 
 
 class _RowNorm(torch.autograd.Function):
-    """c = ‖W0 + s B A‖ row by row; c² = ‖W0‖² + 2 s ⟨W0 Aᵀ, B⟩ + s² ⟨B A Aᵀ, B⟩. Keeps c alone."""
+    """c = ‖W0 + s B A‖ row by row; c² = ‖W0‖² + 2 s ⟨W0 Aᵀ, B⟩ + s² ⟨B A Aᵀ, B⟩. Keeps
+    c alone.
+    """
 
     @staticmethod
     def forward(ctx: Any, W0: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
         w = torch.linalg.vector_norm(W0, dim=1)
         cross = ((2 * s * (W0 @ A.T) + s * s * (B @ (A @ A.T))) * B).sum(1)
-        c = torch.where(cross == 0, w, (w * w + cross).clamp_min(0).sqrt())  # B = 0 gives ‖W0‖ to the bit
+        c = torch.where(
+            cross == 0, w, (w * w + cross).clamp_min(0).sqrt()
+        )  # B = 0 gives ‖W0‖ to the bit
         ctx.save_for_backward(W0, A, B, c)
         ctx.s = s
         return c
@@ -83,11 +117,26 @@ class _Scaled(torch.autograd.Function):
     """γ (x W0ᵀ + s x Aᵀ Bᵀ) + b. Keeps x, x Aᵀ, the output y and γ."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, gamma: Tensor, s: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W0: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        gamma: Tensor,
+        s: float,
+    ) -> Tensor:
         h = F.linear(x, A)
         p = F.linear(x, W0)
-        p.view(-1, p.shape[-1]).addmm_(h.view(-1, h.shape[-1]).to(p.dtype), B.T.to(p.dtype), alpha=s)
-        y = p * gamma.to(p.dtype) if bias is None else torch.addcmul(bias.to(p.dtype), p, gamma.to(p.dtype))
+        p.view(-1, p.shape[-1]).addmm_(
+            h.view(-1, h.shape[-1]).to(p.dtype), B.T.to(p.dtype), alpha=s
+        )
+        y = (
+            p * gamma.to(p.dtype)
+            if bias is None
+            else torch.addcmul(bias.to(p.dtype), p, gamma.to(p.dtype))
+        )
         # y gives p back, p = (y − b) / γ, unless some γ is zero
         ctx.from_y = bool((gamma != 0).all())
         ctx.save_for_backward(x, W0, bias, A, B, gamma, h, y if ctx.from_y else p)
@@ -96,7 +145,9 @@ class _Scaled(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, Tensor, None]:
+    def backward(
+        ctx: Any, g: Tensor
+    ) -> tuple[Tensor | None, None, None, Tensor, Tensor, Tensor, None]:
         x0, W0, bias, A0, B0, gamma0, h, y = ctx.saved_tensors
         A, B, gamma = (t.to(g.dtype) for t in (A0, B0, gamma0))
         g, x, h, y = (t.reshape(-1, t.shape[-1]).to(g.dtype) for t in (g, x0, h, y))
@@ -105,5 +156,17 @@ class _Scaled(torch.autograd.Function):
             dgamma = (dgamma if bias is None else dgamma - bias * g.sum(0)) / gamma
         g = g * gamma
         dh = ctx.s * (g @ B)
-        dx = (g @ W0.to(g.dtype)).addmm_(dh, A).view(x0.shape).to(x0.dtype) if ctx.needs_input_grad[0] else None
-        return dx, None, None, (dh.T @ x).to(A0.dtype), (ctx.s * (g.T @ h)).to(B0.dtype), dgamma.to(gamma0.dtype), None
+        dx = (
+            (g @ W0.to(g.dtype)).addmm_(dh, A).view(x0.shape).to(x0.dtype)
+            if ctx.needs_input_grad[0]
+            else None
+        )
+        return (
+            dx,
+            None,
+            None,
+            (dh.T @ x).to(A0.dtype),
+            (ctx.s * (g.T @ h)).to(B0.dtype),
+            dgamma.to(gamma0.dtype),
+            None,
+        )

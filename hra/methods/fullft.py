@@ -2,9 +2,11 @@
 
     W = W0 + ΔW        ΔW: (d_out, d_in), every number trained
 
-ΔW starts at zero. Adam on ΔW and Adam on W take the same steps (without weight decay). W0 stays beside ΔW, so that
-`detach` is exact: d_out · d_in numbers more than ordinary fine-tuning holds.
+ΔW starts at zero. Adam on ΔW and Adam on W take the same steps (without weight decay).
+W0 stays beside ΔW, so that `detach` is exact: d_out · d_in numbers more than ordinary
+fine-tuning holds.
 """
+
 from typing import Any
 
 import torch
@@ -24,13 +26,19 @@ class FullFT(Adapter):
 
     def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:
         super().__init__(base, seed=seed, site=site)
-        self.delta = nn.Parameter(torch.zeros_like(self.W0, memory_format=torch.contiguous_format))
+        self.delta = nn.Parameter(
+            torch.zeros_like(self.W0, memory_format=torch.contiguous_format)
+        )
 
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         return self.delta
 
-    def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
-        """The definition, but W0 + ΔW is summed again in the backward pass instead of being kept for it."""
+    def forward(
+        self, x: Float[Tensor, "*tokens {self.d_in}"]
+    ) -> Float[Tensor, "*tokens {self.d_out}"]:
+        """The definition, but W0 + ΔW is summed again in the backward pass instead of
+        being kept for it.
+        """
         return _Sum.apply(x, self.W0, self.delta, self.bias)
 
     @classmethod
@@ -42,7 +50,9 @@ class _Sum(torch.autograd.Function):
     """x (W0 + ΔW)ᵀ + b that keeps x alone; W0 and ΔW are kept by reference."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W0: Tensor, delta: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, W0: Tensor, delta: Tensor, bias: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(x, W0, delta)
         return F.linear(x, W0 + delta, bias)
 
@@ -50,6 +60,15 @@ class _Sum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, Tensor, None]:
         x, W0, delta = ctx.saved_tensors
-        dx = (g @ (W0 + delta).to(g.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        dx = (
+            (g @ (W0 + delta).to(g.dtype)).to(x.dtype)
+            if ctx.needs_input_grad[0]
+            else None
+        )
         rows = g.reshape(-1, g.shape[-1])  # g may be in bf16 (autocast) where x is not
-        return dx, None, (rows.T @ x.reshape(-1, x.shape[-1]).to(g.dtype)).to(delta.dtype), None
+        return (
+            dx,
+            None,
+            (rows.T @ x.reshape(-1, x.shape[-1]).to(g.dtype)).to(delta.dtype),
+            None,
+        )

@@ -1,10 +1,11 @@
 """LoRA: Low-Rank Adaptation.  Hu et al., 2021.  arXiv:2106.09685
 
-    ΔW = (α / r) B A        A: (r, d_in)   B: (d_out, r)                                   (eq. 3)
+    ΔW = (α / r) B A        A: (r, d_in)   B: (d_out, r)                        (eq. 3)
 
-A starts as a linear layer of fan-in d_in does (uniform, variance 1 / (3 d_in)), B at zero: ΔW = 0 and the adapted
-layer begins as the pretrained one.
+A starts as a linear layer of fan-in d_in does (uniform, variance 1 / (3 d_in)), B at
+zero: ΔW = 0 and the adapted layer begins as the pretrained one.
 """
+
 from typing import Any
 
 import torch
@@ -17,16 +18,26 @@ from hra.law import Law, kept_input
 
 
 class LoRA(Adapter):
-    """Trains r (d_in + d_out) numbers. Dropout acts on the input of A, in training only.
+    """Trains r (d_in + d_out) numbers. Dropout acts on the input of A, in training
+    only.
 
-    Raises TypeError or ValueError for r outside 1 … min(d_out, d_in), α ≤ 0, dropout outside [0, 1).
+    Raises TypeError or ValueError for r outside 1 … min(d_out, d_in), α ≤ 0, dropout
+    outside [0, 1).
     """
 
     A: Float[Tensor, "r d_in"]
     B: Float[Tensor, "d_out r"]
 
-    def __init__(self, base: nn.Module, r: int = 8, alpha: float = 16.0, dropout: float = 0.0, *,
-                 seed: int = 0, site: str = "") -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        r: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        *,
+        seed: int = 0,
+        site: str = "",
+    ) -> None:
         super().__init__(base, seed=seed, site=site)
         self.r = self.check_rank(r)
         self.alpha = check_number("alpha", alpha, 0.0, float("inf"))
@@ -44,11 +55,15 @@ class LoRA(Adapter):
     def reset(self) -> None:
         """A is drawn from (seed, site), B is zero."""
         bound = self.d_in**-0.5
-        A = torch.empty(self.r, self.d_in).uniform_(-bound, bound, generator=self.generator("A"))
+        A = torch.empty(self.r, self.d_in).uniform_(
+            -bound, bound, generator=self.generator("A")
+        )
         self.A.copy_(A)
         self.B.zero_()
 
-    def factors(self) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
+    def factors(
+        self,
+    ) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
         """(A, B), for methods that compute them or their gradients in another way."""
         return self.A, self.B
 
@@ -56,15 +71,20 @@ class LoRA(Adapter):
         A, B = self.factors()
         return self.scale * B @ A
 
-    def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
-        """x W0ᵀ + (α/r) (x Aᵀ) Bᵀ: r numbers pass between the two, ΔW is never formed."""
+    def forward(
+        self, x: Float[Tensor, "*tokens {self.d_in}"]
+    ) -> Float[Tensor, "*tokens {self.d_out}"]:
+        """x W0ᵀ + (α/r) (x Aᵀ) Bᵀ: r numbers between the two, ΔW is never formed."""
         A, B = self.factors()
         h = F.linear(F.dropout(x, self.dropout, self.training), A)
         return self.base(x) + F.linear(self.scale * h, B)
 
     @classmethod
     def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:
-        return Law({"A": "r*d_in", "B": "d_out*r"}, kept_input(dropout, grad) | {"Ax": "r"})
+        return Law(
+            {"A": "r*d_in", "B": "d_out*r"}, kept_input(dropout, grad) | {"Ax": "r"}
+        )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, r={self.r}, scale={self.scale:g}, dropout={self.dropout:g}"
+        own = f"r={self.r}, scale={self.scale:g}, dropout={self.dropout:g}"
+        return f"{super().extra_repr()}, {own}"

@@ -1,10 +1,12 @@
 """LoRA-FA: LoRA with a frozen A.  Zhang et al., 2023.  arXiv:2308.03303
 
-    ΔW = (α / r) B A        A: (r, d_in) random, frozen   B: (d_out, r), trained, starts at zero
+    ΔW = (α / r) B A    A: (r, d_in) random, frozen   B: (d_out, r), trained, from zero
 
-The backward pass needs x Aᵀ, r numbers a token, and never x. `project=True` replaces the gradient of B by
-g_B (A Aᵀ)⁻¹ / s², s = α / r: the step of B whose ΔW is nearest, in the Frobenius norm, to the dense gradient's.
+The backward pass needs x Aᵀ, r numbers a token, and never x. `project=True` replaces
+the gradient of B by g_B (A Aᵀ)⁻¹ / s², s = α / r: the step of B whose ΔW is nearest, in
+the Frobenius norm, to the dense gradient's.
 """
+
 from typing import Any
 
 import torch
@@ -16,22 +18,41 @@ from hra.methods.lora import LoRA
 
 
 class LoRAFA(LoRA):
-    """Trains the r · d_out numbers of B. Raises what LoRA raises, TypeError for a `project` that is no bool."""
+    """Trains the r · d_out numbers of B. Raises what LoRA raises, TypeError for a
+    `project` that is no bool.
+    """
 
-    def __init__(self, base: nn.Module, r: int = 8, alpha: float = 16.0, dropout: float = 0.0, project: bool = False, *,
-                 seed: int = 0, site: str = "") -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        r: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        project: bool = False,
+        *,
+        seed: int = 0,
+        site: str = "",
+    ) -> None:
         super().__init__(base, r, alpha, dropout, seed=seed, site=site)
         if not isinstance(project, bool):
             raise TypeError(f"project={project!r} must be True or False.")
         self.project = project
         self.A.requires_grad_(False)
 
-    def factors(self) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
-        return self.A, _Project.apply(self.B, self.A, self.scale) if self.project else self.B
+    def factors(
+        self,
+    ) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
+        return self.A, _Project.apply(
+            self.B, self.A, self.scale
+        ) if self.project else self.B
 
     @classmethod
     def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:
-        return Law({"B": "d_out*r"}, dropout_mask(dropout, grad) | {"Ax": "r"}, frozen={"A": "r*d_in"})
+        return Law(
+            {"B": "d_out*r"},
+            dropout_mask(dropout, grad) | {"Ax": "r"},
+            frozen={"A": "r*d_in"},
+        )
 
 
 class _Project(torch.autograd.Function):

@@ -1,10 +1,14 @@
-"""NOLA: LoRA's factors as combinations of random bases.  Koohpayegani et al., 2023.  arXiv:2310.02556
+"""NOLA: LoRA's factors as combinations of random bases.
 
-    A = A0 + Σ_i α_i A_i,   B = Σ_j β_j B_j,   ΔW = (α / r) B A        A, A_i: (r, d_in)   B, B_j: (d_out, r)
+Koohpayegani et al., 2023.  arXiv:2310.02556
 
-i = 1 … k, j = 1 … l. The bases are uniform in ±1/√k (±1/√l) and come from a seed; A0 is a frozen start like LoRA's. The
-coefficients start at zero, so ΔW = 0; without A0 both gradients would vanish there for ever.
+    ΔW = (α / r) B A,   A = A0 + Σ_i α_i A_i: (r, d_in),   B = Σ_j β_j B_j: (d_out, r)
+
+i = 1 … k, j = 1 … l. The bases are uniform in ±1/√k (±1/√l) and come from a seed; A0 is
+a frozen start like LoRA's. The coefficients start at zero, so ΔW = 0; without A0 both
+gradients would vanish there for ever.
 """
+
 from typing import Any
 
 import torch
@@ -18,32 +22,59 @@ from hra.methods.lora import LoRA
 
 
 class NOLA(LoRA):
-    """Trains k + l numbers, whatever the size of the layer. Raises what LoRA raises, and the same for k, l below 1."""
+    """Trains k + l numbers, whatever the size of the layer. Raises what LoRA raises,
+    and the same for k, l below 1.
+    """
 
     alpha_: Float[Tensor, " k"]
     beta_: Float[Tensor, " l"]
     A0: Float[Tensor, "r d_in"]
 
-    def __init__(self, base: nn.Module, r: int = 8, k: int = 64, l: int = 64, alpha: float = 16.0, dropout: float = 0.0, *,  # noqa: E741
-                 seed: int = 0, site: str = "") -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        r: int = 8,
+        k: int = 64,
+        l: int = 64,  # noqa: E741
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        *,
+        seed: int = 0,
+        site: str = "",
+    ) -> None:
         Adapter.__init__(self, base, seed=seed, site=site)
-        self.r, self.k, self.l = self.check_rank(r), check_count("k", k), check_count("l", l)
+        self.r, self.k, self.l = (
+            self.check_rank(r),
+            check_count("k", k),
+            check_count("l", l),
+        )
         self.alpha = check_number("alpha", alpha, 0.0, float("inf"))
         self.dropout = check_number("dropout", dropout, 0.0, 1.0, closed_low=True)
         self.scale = self.scaling(self.alpha, r)
         self.alpha_ = nn.Parameter(self.W0.new_zeros(k))
         self.beta_ = nn.Parameter(self.W0.new_zeros(l))
         bound = self.d_in**-0.5
-        A0 = torch.empty(r, self.d_in).uniform_(-bound, bound, generator=self.generator("A0"))
+        A0 = torch.empty(r, self.d_in).uniform_(
+            -bound, bound, generator=self.generator("A0")
+        )
         self.register_buffer("A0", A0.to(self.W0), persistent=False)
 
-    def factors(self) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
+    def factors(
+        self,
+    ) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
         """(A, B), the bases drawn anew."""
         a, b = (self.generator(name).initial_seed() for name in ("A_i", "B_j"))
-        A = self.A0 + Combination.apply(self.alpha_, a, (self.r, self.d_in), self.k**-0.5)
+        A = self.A0 + Combination.apply(
+            self.alpha_, a, (self.r, self.d_in), self.k**-0.5
+        )
         return A, Combination.apply(self.beta_, b, (self.d_out, self.r), self.l**-0.5)
 
     @classmethod
     def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:
         factors = {"B": "d_out*r"} | ({"A": "r*d_in"} if grad else {})
-        return Law({"alpha": "k", "beta": "l"}, kept_input(dropout, grad) | {"Ax": "r"}, factors, {"A0": "r*d_in"})
+        return Law(
+            {"alpha": "k", "beta": "l"},
+            kept_input(dropout, grad) | {"Ax": "r"},
+            factors,
+            {"A0": "r*d_in"},
+        )

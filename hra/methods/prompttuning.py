@@ -1,10 +1,14 @@
-"""Prompt tuning: trained embeddings before the text.  Lester et al., 2021.  arXiv:2104.08691
+"""Prompt tuning: trained embeddings before the text.
+
+Lester et al., 2021.  arXiv:2104.08691
 
     x ← [P; x]        P: (n, d), in front of the embedded tokens
 
-The prompt takes the first n positions of the context. P starts as the embeddings of n tokens of the vocabulary
-(`init="vocab"`) or normal with deviation 0.02 ("random"). The model's output has the text's positions only.
+The prompt takes the first n positions of the context. P starts as the embeddings of n
+tokens of the vocabulary (`init="vocab"`) or normal with deviation 0.02 ("random"). The
+model's output has the text's positions only.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,12 +21,22 @@ from hra.whole import WholeModel
 
 
 class PromptTuning(WholeModel):
-    """Trains n · d numbers. Raises TypeError or ValueError for n outside 1 … context − 1, another `init`."""
+    """Trains n · d numbers. Raises TypeError or ValueError for n outside 1 … context −
+    1, another `init`.
+    """
 
     no_delta = "it adds embeddings before the text and changes no weight"
     P: Float[Tensor, "n d"]
 
-    def __init__(self, base: nn.Module, n: int = 20, init: str = "vocab", *, seed: int = 0, site: str = "") -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        n: int = 20,
+        init: str = "vocab",
+        *,
+        seed: int = 0,
+        site: str = "",
+    ) -> None:
         super().__init__(base, seed=seed, site=site)
         self.n = self.check_length(n, "prompt")
         if init not in ("vocab", "random"):
@@ -30,32 +44,53 @@ class PromptTuning(WholeModel):
         self.init = init
         E: Tensor = base.get_input_embeddings().weight  # type: ignore[operator]
         if init == "vocab":
-            P = E.detach()[torch.randint(len(E), (n,), generator=self.generator("prompt"))].clone()
+            P = E.detach()[
+                torch.randint(len(E), (n,), generator=self.generator("prompt"))
+            ].clone()
         else:
-            P = torch.empty(n, self.width).normal_(0, 0.02, generator=self.generator("prompt")).to(E)
+            P = (
+                torch.empty(n, self.width)
+                .normal_(0, 0.02, generator=self.generator("prompt"))
+                .to(E)
+            )
         self.P = nn.Parameter(P)
 
-    def before(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def before(
+        self, model: Any, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
         kwargs, rows, tokens, seen = self.unpack(args, kwargs)
         self.widen_mask(kwargs, self.n)
         if seen + tokens + (0 if seen else self.n) > self.context:
-            raise ValueError(f"a prompt of n={self.n} and a text of {tokens + max(0, seen - self.n)} tokens do not fit in the "
-                             f"model's context of {self.context}: shorten one of them.")
+            raise ValueError(
+                f"a prompt of n={self.n} and a text of "
+                f"{tokens + max(0, seen - self.n)} tokens do not fit in the "
+                f"model's context of {self.context}: shorten one of them."
+            )
         if not seen:
             x = kwargs.pop("input_ids", None)
             if x is not None:
                 kwargs["inputs_embeds"] = model.get_input_embeddings()(x)
             x = kwargs["inputs_embeds"]
-            kwargs["inputs_embeds"] = torch.cat([self.P.expand(rows, -1, -1).to(x.dtype), x], 1)
+            kwargs["inputs_embeds"] = torch.cat(
+                [self.P.expand(rows, -1, -1).to(x.dtype), x], 1
+            )
             labels = kwargs.get("labels")
             if labels is not None:
-                kwargs["labels"] = torch.cat([labels.new_full((rows, self.n), -100), labels], 1)
+                kwargs["labels"] = torch.cat(
+                    [labels.new_full((rows, self.n), -100), labels], 1
+                )
             tokens += self.n
-        kwargs["position_ids"] = torch.arange(seen, seen + tokens, device=self.like.device)[None]
+        kwargs["position_ids"] = torch.arange(
+            seen, seen + tokens, device=self.like.device
+        )[None]
         return (), kwargs
 
-    def after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def after(
+        self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
+    ) -> Any:
         x = kwargs.get("inputs_embeds")
-        if x is not None and output.logits.shape[1] == x.shape[1]:  # not where only the last logits were asked for
-            output.logits = output.logits[:, self.n:]
+        if (
+            x is not None and output.logits.shape[1] == x.shape[1]
+        ):  # not where only the last logits were asked for
+            output.logits = output.logits[:, self.n :]
         return output

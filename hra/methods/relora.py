@@ -1,7 +1,10 @@
 """ReLoRA: LoRA, restarted.  Lialin et al., 2023.  arXiv:2307.05695
 
-    W ← W + (α / r) B A  every `every` steps, then A, B and their moments begin again           (eq. 1)
+    W ← W + (α / r) B A  every `every` steps                                    (eq. 1)
+
+A and B then begin again, with fresh moments.
 """
+
 from hra.methods.lora import LoRA
 from hra.restart import Restart
 

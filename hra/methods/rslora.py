@@ -2,8 +2,10 @@
 
     ΔW = (α / √r) B A        A: (r, d_in)   B: (d_out, r)
 
-With α/r the first step of training shrinks as 1/r; with α/√r its size does not depend on r.
+With α/r the first step of training shrinks as 1/r; with α/√r its size does not depend
+on r.
 """
+
 import math
 
 from hra.methods.lora import LoRA

@@ -1,11 +1,15 @@
 """SHiRA: Sparse High Rank Adapters.  Bhardwaj et al., 2024.  arXiv:2406.13175
 
-    W = W0 + α S        S: (d_out, d_in), zero outside a fixed mask of K entries; S_k = δ_k, trained, starts at zero
+    W = W0 + α S    S: (d_out, d_in), zero outside a fixed mask of K entries
 
-Masks (App. B): struct, rand, weight (largest |W0|), grad (largest |∂L/∂W|), snip (largest |W0 ∂L/∂W|).
-Forms: "overwrite" writes the K current weights into the layer itself and trains them there, with the displaced ones put
-aside; "hook" is the paper's (App. D), a dense change whose gradient is masked; "delta" is the definition.
+S_k = δ_k is trained and starts at zero.
+
+Masks (App. B): struct, rand, weight (largest |W0|), grad (largest |∂L/∂W|), snip
+(largest |W0 ∂L/∂W|). Forms: "overwrite" writes the K current weights into the layer
+itself and trains them there, with the displaced ones put aside; "hook" is the paper's
+(App. D), a dense change whose gradient is masked; "delta" is the definition.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -24,23 +28,47 @@ FORMS = ("overwrite", "hook", "delta")
 
 
 class SHiRA(Entries):
-    """Trains K numbers, in fp32 over a half-precision base. `values` are δ, `index` their places.
+    """Trains K numbers, in fp32 over a half-precision base. `values` are δ, `index`
+    their places.
 
-    Budget: `density`, or `count`; for mask="struct" `every` takes their place. offset: for struct the first line, for weight,
-    grad and snip how many masks of the same size come before (masks of different offsets do not meet). scope="global" spends
-    the sites' common budget where the scores are largest. gradients: {site: ∂L/∂W} for grad and snip, see `hra.probe`.
-    Raises TypeError or ValueError naming the value and the range.
+    Budget: `density`, or `count`; for mask="struct" `every` takes their place. offset:
+    for struct the first line, for weight, grad and snip how many masks of the same size
+    come before (masks of different offsets do not meet). scope="global" spends the
+    sites' common budget where the scores are largest. gradients: {site: ∂L/∂W} for grad
+    and snip, see `hra.probe`. Raises TypeError or ValueError naming the value and the
+    range.
     """
 
-    def __init__(self, base: nn.Module, mask: str = "rand", density: float = 0.01, count: int | None = None, alpha: float = 1.0,
-                 scope: str = "layer", gradients: Any = None, axis: str = "row", every: int | None = None, offset: int = 0,
-                 diagonal: bool = True, form: str = "overwrite", *, shared: Tensor | None = None, seed: int = 0,
-                 site: str = "") -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        mask: str = "rand",
+        density: float = 0.01,
+        count: int | None = None,
+        alpha: float = 1.0,
+        scope: str = "layer",
+        gradients: Any = None,
+        axis: str = "row",
+        every: int | None = None,
+        offset: int = 0,
+        diagonal: bool = True,
+        form: str = "overwrite",
+        *,
+        shared: Tensor | None = None,
+        seed: int = 0,
+        site: str = "",
+    ) -> None:
         Adapter.__init__(self, base, seed=seed, site=site)
-        for name, value, known in (("mask", mask, masks.RULES), ("scope", scope, ("layer", "global")),
-                                   ("axis", axis, ("row", "column")), ("form", form, FORMS)):
+        for name, value, known in (
+            ("mask", mask, masks.RULES),
+            ("scope", scope, ("layer", "global")),
+            ("axis", axis, ("row", "column")),
+            ("form", form, FORMS),
+        ):
             if value not in known:
-                raise ValueError(f"{name}={value!r} does not exist; there are {', '.join(known)}.")
+                raise ValueError(
+                    f"{name}={value!r} does not exist; there are {', '.join(known)}."
+                )
         if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
             raise ValueError(f"offset={offset!r} must be an integer of at least 0.")
         self.alpha = check_number("alpha", alpha, 0.0, float("inf"))
@@ -52,20 +80,27 @@ class SHiRA(Entries):
             elif mask == "struct":
                 shared = self._struct(every, density, axis, offset, diagonal)
             else:
-                shared = masks.top(self.score(mask, self.W0, gradients, site), K, offset)
+                shared = masks.top(
+                    self.score(mask, self.W0, gradients, site), K, offset
+                )
         self.hold(shared)
         if form == "hook":
             self.dense = nn.Parameter(self.values.new_zeros(self.d_out, self.d_in))
             del self.values
 
-    def _struct(self, every: int | None, density: float, axis: str, offset: int, diagonal: bool) -> Tensor:
+    def _struct(
+        self, every: int | None, density: float, axis: str, offset: int, diagonal: bool
+    ) -> Tensor:
         if every is None:
             masks.budget(self.d_out, self.d_in, density)
             every = masks.frequency(self.d_out, self.d_in, density, axis, diagonal)
         check_count("every", every)
         lines = self.d_out if axis == "row" else self.d_in
         if offset >= min(every, lines):
-            raise ValueError(f"offset={offset} is out of range: 0 to {min(every, lines) - 1}, one line in {every} of {lines}.")
+            raise ValueError(
+                f"offset={offset} is out of range: 0 to {min(every, lines) - 1}, one "
+                f"line in {every} of {lines}."
+            )
         return masks.struct(self.d_out, self.d_in, every, axis, offset, diagonal)
 
     @staticmethod
@@ -75,23 +110,42 @@ class SHiRA(Entries):
             return W.detach().abs()
         G = gradients.get(site) if isinstance(gradients, dict) else gradients
         if not isinstance(G, Tensor) or G.shape != W.shape:
-            given = tuple(G.shape) if isinstance(G, Tensor) else G if not isinstance(gradients, dict) else "none"
-            raise ValueError(f"mask={mask!r} needs gradients of shape {tuple(W.shape)} for {site or 'the layer'}, got {given}: "
-                             "pass gradients=hra.probe(model, batches, targets=...).mean.")
+            given = (
+                tuple(G.shape)
+                if isinstance(G, Tensor)
+                else G
+                if not isinstance(gradients, dict)
+                else "none"
+            )
+            raise ValueError(
+                f"mask={mask!r} needs gradients of shape {tuple(W.shape)} for "
+                f"{site or 'the layer'}, got {given}: "
+                "pass gradients=hra.probe(model, batches, targets=...).mean."
+            )
         return G.abs() if mask == "grad" else (W.detach() * G).abs()
 
     @classmethod
-    def plan(cls, sites: dict[str, nn.Module], **hyper: Any) -> dict[str, dict[str, Any]]:
-        """With scope="global" one ranking over all sites, for as many entries as they would have had one by one."""
+    def plan(
+        cls, sites: dict[str, nn.Module], **hyper: Any
+    ) -> dict[str, dict[str, Any]]:
+        """With scope="global" one ranking over all sites, for as many entries as they
+        would have had one by one.
+        """
         made = super().plan(sites, **hyper)
         mask = hyper.get("mask", "rand")
         if hyper.get("scope") == "global" and mask in ("weight", "grad", "snip"):
-            scores = {s: cls.score(mask, linear.weight(layer), hyper.get("gradients"), s) for s, layer in sites.items()}
-            for s, index in masks.top_of_all(scores, hyper["density"], hyper["count"], hyper["offset"]).items():
+            scores = {
+                s: cls.score(mask, linear.weight(layer), hyper.get("gradients"), s)
+                for s, layer in sites.items()
+            }
+            for s, index in masks.top_of_all(
+                scores, hyper["density"], hyper["count"], hyper["offset"]
+            ).items():
                 made[s]["shared"] = index
         return made
 
-    # ---- the other two forms -----------------------------------------------------------------------
+    # ---- the other two forms
+
     def masters(self) -> Tensor:
         return self.dense if self.form == "hook" else self.values
 
@@ -106,37 +160,73 @@ class SHiRA(Entries):
     def _masked(self, G: Tensor) -> Tensor:
         """G ← M ⊙ G."""
         flat = G.reshape(-1)
-        return torch.zeros_like(flat).index_copy(0, self.index, flat[self.index]).view_as(G)
+        return (
+            torch.zeros_like(flat)
+            .index_copy(0, self.index, flat[self.index])
+            .view_as(G)
+        )
 
-    def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
-        return super().forward(x) if self.form == "overwrite" else Adapter.forward(self, x)
+    def forward(
+        self, x: Float[Tensor, "*tokens {self.d_in}"]
+    ) -> Float[Tensor, "*tokens {self.d_out}"]:
+        return (
+            super().forward(x) if self.form == "overwrite" else Adapter.forward(self, x)
+        )
 
     @classmethod
-    def law(cls, form: str, grad: bool, d_out: int = 1, d_in: int = 1, adapter: Any = None, **hyper: Any) -> Law:
+    def law(
+        cls,
+        form: str,
+        grad: bool,
+        d_out: int = 1,
+        d_in: int = 1,
+        adapter: Any = None,
+        **hyper: Any,
+    ) -> Law:
         """Masks that the weights decide are taken to touch every column."""
         index = None
         if adapter is None:
             if hyper["mask"] in ("rand", "struct"):
-                drawn: Any = cls(torch.nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False), **hyper)
+                drawn: Any = cls(
+                    torch.nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False),
+                    **hyper,
+                )
                 index = drawn.index
             else:
-                index = torch.arange(masks.budget(d_out, d_in, hyper["density"], hyper["count"]))
+                index = torch.arange(
+                    masks.budget(d_out, d_in, hyper["density"], hyper["count"])
+                )
         law = super().law(d_out, d_in, adapter, index)
         if form == "overwrite":
             return law
         trained = {"dense": "d_out*d_in"} if form == "hook" else law.trained
-        return replace(law, trained=trained, token={"x": "d_in"}, once={"W": "d_out*d_in"} if grad else {})
+        return replace(
+            law,
+            trained=trained,
+            token={"x": "d_in"},
+            once={"W": "d_out*d_in"} if grad else {},
+        )
 
-    # ---- files -------------------------------------------------------------------------------------
+    # ---- files
+
     def by_rule(self) -> bool:
-        return self.mask in ("rand", "struct") or (self.mask == "weight" and self.scope == "layer")
+        return self.mask in ("rand", "struct") or (
+            self.mask == "weight" and self.scope == "layer"
+        )
 
     def trained_values(self) -> Tensor:
-        return self.dense.detach().flatten()[self.index] if self.form == "hook" else super().trained_values()
+        return (
+            self.dense.detach().flatten()[self.index]
+            if self.form == "hook"
+            else super().trained_values()
+        )
 
     def packed(self, hyper: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         hyper = {k: v for k, v in hyper.items() if k != "gradients"}
-        return super().packed(hyper | ({"form": "overwrite"} if self.form == "hook" else {}))
+        return super().packed(
+            hyper | ({"form": "overwrite"} if self.form == "hook" else {})
+        )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, mask={self.mask}, K={len(self.index):,}, form={self.form}"
+        own = f"mask={self.mask}, K={len(self.index):,}, form={self.form}"
+        return f"{super().extra_repr()}, {own}"

@@ -1,10 +1,14 @@
 """VeRA: vectors on a shared random pair.  Kopiczko et al., 2023.  arXiv:2310.11454
 
-    ΔW = Λ_b B Λ_d A        A: (r, d_in), B: (d_out, r) frozen, one pair for all sites   b: (d_out,)   d: (r,)      (eq. 2)
+    ΔW = Λ_b B Λ_d A    A: (r, d_in), B: (d_out, r)   b: (d_out,)   d: (r,)     (eq. 2)
 
-A and B are drawn once, for the largest layer, and every site takes their first d_in columns and d_out rows. Kaiming-uniform
-(variance 2 / fan-in). b starts at zero, d at `d_init`.
+A and B are frozen, one pair for all sites.
+
+A and B are drawn once, for the largest layer, and every site takes their first d_in
+columns and d_out rows. Kaiming-uniform (variance 2 / fan-in). b starts at zero, d at
+`d_init`.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -21,7 +25,9 @@ from hra.law import Law
 
 
 class Pair(nn.Module):
-    """The frozen A (r, d_in) and B (d_out, r); a module of its own, so that it moves once and is shared for good."""
+    """The frozen A (r, d_in) and B (d_out, r); a module of its own, so that it moves
+    once and is shared for good.
+    """
 
     A: Tensor
     B: Tensor
@@ -30,33 +36,56 @@ class Pair(nn.Module):
         super().__init__()
         for name, shape in (("A", (r, d_in)), ("B", (d_out, r))):
             bound = (6 / shape[1]) ** 0.5
-            draw = torch.empty(shape).uniform_(-bound, bound, generator=generator(seed, what=f"VeRA {name}"))
+            draw = torch.empty(shape).uniform_(
+                -bound, bound, generator=generator(seed, what=f"VeRA {name}")
+            )
             self.register_buffer(name, draw.to(like), persistent=False)
 
 
 class VeRA(Adapter):
-    """Trains d_out + r numbers; r may exceed d_out and d_in. Raises TypeError or ValueError for r below 1 or d_init = 0."""
+    """Trains d_out + r numbers; r may exceed d_out and d_in. Raises TypeError or
+    ValueError for r below 1 or d_init = 0.
+    """
 
     b: Float[Tensor, " d_out"]
     d: Float[Tensor, " r"]
 
-    def __init__(self, base: nn.Module, r: int = 256, d_init: float = 0.1, *, shared: Pair | None = None, seed: int = 0,
-                 site: str = "") -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        r: int = 256,
+        d_init: float = 0.1,
+        *,
+        shared: Pair | None = None,
+        seed: int = 0,
+        site: str = "",
+    ) -> None:
         super().__init__(base, seed=seed, site=site)
         self.r = check_count("r", r)
         check_number("d_init", d_init, float("-inf"), float("inf"))
         if d_init == 0:
-            raise ValueError("d_init=0 would leave both gradients at zero for ever; the paper uses 0.1.")
+            raise ValueError(
+                "d_init=0 would leave both gradients at zero for ever; the paper uses "
+                "0.1."
+            )
         self.pair = shared or Pair(r, self.d_out, self.d_in, seed, self.W0)
         self.b = nn.Parameter(self.W0.new_zeros(self.d_out))
         self.d = nn.Parameter(self.W0.new_full((r,), d_init))
 
     @classmethod
-    def plan(cls, sites: dict[str, nn.Module], **hyper: Any) -> dict[str, dict[str, Any]]:
+    def plan(
+        cls, sites: dict[str, nn.Module], **hyper: Any
+    ) -> dict[str, dict[str, Any]]:
         """One pair for all sites, as large as the largest of them needs."""
         W = [linear.weight(layer) for layer in sites.values()]
         r = check_count("r", hyper.get("r", 256))
-        pair = Pair(r, max(w.shape[0] for w in W), max(w.shape[1] for w in W), hyper.get("seed", 0), W[0])
+        pair = Pair(
+            r,
+            max(w.shape[0] for w in W),
+            max(w.shape[1] for w in W),
+            hyper.get("seed", 0),
+            W[0],
+        )
         return {name: dict(hyper, site=name, shared=pair) for name in sites}
 
     @property
@@ -70,44 +99,83 @@ class VeRA(Adapter):
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         return self.b[:, None] * (self.B @ (self.d[:, None] * self.A))
 
-    def forward(self, x: Float[Tensor, "*tokens {self.d_in}"]) -> Float[Tensor, "*tokens {self.d_out}"]:
-        """Keeps x Aᵀ, r numbers a token, or x itself where that is no more; B Λ_d A x, d_out numbers, is never needed again."""
-        return _Vectors.apply(x, self.base.weight, linear.is_conv1d(self.base), self.bias, self.A, self.B, self.b, self.d)
+    def forward(
+        self, x: Float[Tensor, "*tokens {self.d_in}"]
+    ) -> Float[Tensor, "*tokens {self.d_out}"]:
+        """Keeps x Aᵀ, r numbers a token, or x itself where that is no more; B Λ_d A x,
+        d_out numbers, is never needed again.
+        """
+        return _Vectors.apply(
+            x,
+            self.base.weight,
+            linear.is_conv1d(self.base),
+            self.bias,
+            self.A,
+            self.B,
+            self.b,
+            self.d,
+        )
 
     @classmethod
     def law(cls, r: int, d_in: int = 10**9, **hyper: Any) -> Law:
         """x is kept in place of x Aᵀ where it is no longer."""
         token = {"x": "d_in"} if d_in <= r else {"Ax": "min(r, d_in)"}
-        return Law({"b": "d_out", "d": "r"}, token, frozen={"A": "r*d_in", "B": "d_out*r"}, shared=True)
+        return Law(
+            {"b": "d_out", "d": "r"},
+            token,
+            frozen={"A": "r*d_in", "B": "d_out*r"},
+            shared=True,
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={self.r}"
 
 
 class _Vectors(torch.autograd.Function):
-    """x W0ᵀ + b ⊙ ((d ⊙ x Aᵀ) Bᵀ) + bias. Keeps h = x Aᵀ or x. With P = gᵀ h: ∂b = rowsum(P Λ_d ⊙ B), ∂d = colsum(Λ_b P ⊙ B).
+    """x W0ᵀ + b ⊙ ((d ⊙ x Aᵀ) Bᵀ) + bias. Keeps h = x Aᵀ or x. With P = gᵀ h: ∂b =
+    rowsum(P Λ_d ⊙ B), ∂d = colsum(Λ_b P ⊙ B).
 
-    One product B Λ_d A (d_out·d_in·r) takes the place of the two thin ones over all tokens where it costs less.
+    One product B Λ_d A (d_out·d_in·r) takes the place of the two thin ones over all
+    tokens where it costs less.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stored: Tensor, transposed: bool, bias: Tensor | None, A: Tensor, B: Tensor, b: Tensor,
-                d: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        stored: Tensor,
+        transposed: bool,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        b: Tensor,
+        d: Tensor,
+    ) -> Tensor:
         W0 = stored.T if transposed else stored
-        (m, n), tokens, keeps_x = W0.shape, x.numel() // x.shape[-1], x.shape[-1] <= len(d)
-        dense = m * n < tokens * (m + n * keeps_x)  # x Aᵀ is needed anyway where it is kept
+        (m, n), tokens, keeps_x = (
+            W0.shape,
+            x.numel() // x.shape[-1],
+            x.shape[-1] <= len(d),
+        )
+        dense = m * n < tokens * (
+            m + n * keeps_x
+        )  # x Aᵀ is needed anyway where it is kept
         h = x if dense and keeps_x else F.linear(x, A)
         ctx.save_for_backward(stored, A, B, b, d, x if keeps_x else h)
         ctx.setting = transposed, keeps_x, x.dtype
         if dense:
             return F.linear(x, _adapted(stored, transposed, A, B, b, d), bias)
         y = F.linear(x, W0, bias)
-        y.view(-1, y.shape[-1]).addmm_((h * d.to(y.dtype)).view(-1, len(d)), (b[:, None] * B).T.to(y.dtype))
+        y.view(-1, y.shape[-1]).addmm_(
+            (h * d.to(y.dtype)).view(-1, len(d)), (b[:, None] * B).T.to(y.dtype)
+        )
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None, None, Tensor, Tensor]:
+    def backward(
+        ctx: Any, g: Tensor
+    ) -> tuple[Tensor | None, None, None, None, None, None, Tensor, Tensor]:
         kept = ctx.saved_tensors
         stored, A, B, b, d, h = (t.to(g.dtype) for t in kept)
         transposed, keeps_x, dtype = ctx.setting
@@ -118,12 +186,29 @@ class _Vectors(torch.autograd.Function):
             if B.shape[0] * A.shape[1] < len(rows) * (B.shape[0] + A.shape[1]):
                 dx = rows @ _adapted(stored, transposed, A, B, b, d)
             else:
-                dx = (rows @ (stored.T if transposed else stored)).addmm_((rows @ (b[:, None] * B)) * d, A)
+                dx = (rows @ (stored.T if transposed else stored)).addmm_(
+                    (rows @ (b[:, None] * B)) * d, A
+                )
             dx = dx.view(*g.shape[:-1], -1).to(dtype)
-        return dx, None, None, None, None, None, (P @ d).to(kept[3].dtype), (b @ P).to(kept[4].dtype)
+        return (
+            dx,
+            None,
+            None,
+            None,
+            None,
+            None,
+            (P @ d).to(kept[3].dtype),
+            (b @ P).to(kept[4].dtype),
+        )
 
 
-def _adapted(stored: Tensor, transposed: bool, A: Tensor, B: Tensor, b: Tensor, d: Tensor) -> Tensor:
+def _adapted(
+    stored: Tensor, transposed: bool, A: Tensor, B: Tensor, b: Tensor, d: Tensor
+) -> Tensor:
     """W0 + Λ_b B Λ_d A, (d_out, d_in), made in the layout in which W0 is stored."""
     left, right = b[:, None] * B, d[:, None] * A
-    return torch.addmm(stored, right.T, left.T).T if transposed else torch.addmm(stored, left, right)
+    return (
+        torch.addmm(stored, right.T, left.T).T
+        if transposed
+        else torch.addmm(stored, left, right)
+    )

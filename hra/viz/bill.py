@@ -1,4 +1,7 @@
-"""The bill calculator: a layer or a public model, a method, and what a training step holds. No kernel needed."""
+"""The bill calculator: a layer or a public model, a method, and what a training step
+holds. No kernel needed.
+"""
+
 from __future__ import annotations
 
 from dataclasses import asdict
@@ -11,13 +14,26 @@ import hra
 from hra import memory
 from hra.viz.static import StaticWidget
 
-METHODS = ("FullFT", "LoRA", "LoRAFA", "DoRA", "VeRA", "AsyLoRA", "NOLA", "BitFit", "Houlsby", "LinAdapter")
+METHODS = (
+    "FullFT",
+    "LoRA",
+    "LoRAFA",
+    "DoRA",
+    "VeRA",
+    "AsyLoRA",
+    "NOLA",
+    "BitFit",
+    "Houlsby",
+    "LinAdapter",
+)
 PLAIN, LAYER = "ordinary fine-tuning", "one layer"
 EXTRA = {"k": 64, "l": 64}  # NOLA's defaults
 
 
 class BillCalculator(StaticWidget):
-    """Stacked bars of the chosen method and of ordinary fine-tuning; the laws are those of `hra.memory`."""
+    """Stacked bars of the chosen method and of ordinary fine-tuning; the laws are those
+    of `hra.memory`.
+    """
 
     _js_path = Path(__file__).with_name("bill.js")
     _esm = _js_path
@@ -34,24 +50,48 @@ class BillCalculator(StaticWidget):
     tokens = traitlets.Int(1024).tag(sync=True)
 
     def __init__(self, **kwargs: Any) -> None:
-        laws = {PLAIN: asdict(memory.law(None))} | {m: asdict(memory.law(hra.METHODS[m])) for m in METHODS if m in hra.METHODS}
-        presets = {n: {"layers": p.layers, "sites": {s: [*shape, p.input(s)] for s, shape in p.sites.items()},
-                       "parameters": p.parameters} for n, p in memory.PRESETS.items()}
-        kwargs.setdefault("alt", "Stacked bars: what a training step holds in bytes, for a method and for ordinary fine-tuning")
-        super().__init__(laws=laws, presets=presets, plans={n: asdict(p) for n, p in memory.PLANS.items()}, **kwargs)
+        laws = {PLAIN: asdict(memory.law(None))} | {
+            m: asdict(memory.law(hra.METHODS[m])) for m in METHODS if m in hra.METHODS
+        }
+        presets = {
+            n: {
+                "layers": p.layers,
+                "sites": {s: [*shape, p.input(s)] for s, shape in p.sites.items()},
+                "parameters": p.parameters,
+            }
+            for n, p in memory.PRESETS.items()
+        }
+        kwargs.setdefault(
+            "alt",
+            "Stacked bars: what a training step holds in bytes, for a method and for "
+            "ordinary fine-tuning",
+        )
+        super().__init__(
+            laws=laws,
+            presets=presets,
+            plans={n: asdict(p) for n, p in memory.PLANS.items()},
+            **kwargs,
+        )
 
     def bill(self, method: str | None = None) -> memory.Bill:
         """The bill of the present choices, of `method` or of the chosen one."""
         name = method or self.method
         cls = None if name == PLAIN else hra.METHODS[name]
-        hyper: dict[str, Any] = {"r": self.r} if cls is not None and "r" in cls.hyperparameters({}) else {}
+        hyper: dict[str, Any] = (
+            {"r": self.r} if cls is not None and "r" in cls.hyperparameters({}) else {}
+        )
         if self.model == LAYER:
-            return memory.cost(cls, self.d_out, self.d_in, self.tokens, plan=self.plan, **hyper)
-        return memory.preset_cost(self.model, cls, "all", self.tokens, self.plan, **hyper)
+            return memory.cost(
+                cls, self.d_out, self.d_in, self.tokens, plan=self.plan, **hyper
+            )
+        return memory.preset_cost(
+            self.model, cls, "all", self.tokens, self.plan, **hyper
+        )
 
     def summary(self) -> str:
         a, b = self.bill().peak.bytes, self.bill(PLAIN).peak.bytes
-        return f"{self.method}, r = {self.r}, {self.model}: {a:,} bytes held at once; {PLAIN}: {b:,}"
+        what = f"{self.method}, r = {self.r}, {self.model}"
+        return f"{what}: {a:,} bytes held at once; {PLAIN}: {b:,}"
 
     def fallback_figure(self) -> Any:
         return self.bill().plot(**{self.method: self.bill(), PLAIN: self.bill(PLAIN)})

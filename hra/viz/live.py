@@ -1,4 +1,7 @@
-"""A panel that trains while you watch. It needs a kernel; a static page shows the recorded run in its place."""
+"""A panel that trains while you watch. It needs a kernel; a static page shows the
+recorded run in its place.
+"""
+
 from __future__ import annotations
 
 import base64
@@ -9,30 +12,63 @@ from typing import Any
 
 
 class Panel:
-    """Rank (for SHiRA: mask and density), targets and learning rate, Train and Cancel, and the curves of the run as it comes.
+    """Rank (for SHiRA: mask and density), targets and learning rate, Train and Cancel,
+    and the curves of the run as it comes.
 
-    make_model() gives a fresh model, make_batches() endless batches, evaluate(model) the number to watch (bits a
-    character). `recorded` is a `hra.Log` shown where there is no kernel.
+    make_model() gives a fresh model, make_batches() endless batches, evaluate(model)
+    the number to watch (bits a character). `recorded` is a `hra.Log` shown where there
+    is no kernel.
     """
 
-    def __init__(self, make_model: Callable[[], Any], make_batches: Callable[[], Any], evaluate: Callable[[Any], float],
-                 recorded: Any, method: str = "LoRA", targets: dict[str, str] | None = None, steps: int = 60,
-                 every: int = 20) -> None:
+    def __init__(
+        self,
+        make_model: Callable[[], Any],
+        make_batches: Callable[[], Any],
+        evaluate: Callable[[Any], float],
+        recorded: Any,
+        method: str = "LoRA",
+        targets: dict[str, str] | None = None,
+        steps: int = 60,
+        every: int = 20,
+    ) -> None:
         import ipywidgets as w
 
-        self.make_model, self.make_batches, self.evaluate = make_model, make_batches, evaluate
-        self.recorded, self.method, self.steps, self.every = recorded, method, steps, every
+        self.make_model, self.make_batches, self.evaluate = (
+            make_model,
+            make_batches,
+            evaluate,
+        )
+        self.recorded, self.method, self.steps, self.every = (
+            recorded,
+            method,
+            steps,
+            every,
+        )
         self.log: Any = None
         self.error: Exception | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        options = list((targets or {"attention": r"attn\.", "attention and MLP": r"attn\.|mlp\."}).items())
+        options = list(
+            (
+                targets
+                or {"attention": r"attn\.", "attention and MLP": r"attn\.|mlp\."}
+            ).items()
+        )
         self.rank = w.IntSlider(8, 1, 64, description="rank r")
         self.mask = w.Dropdown(options=["rand", "weight", "struct"], description="mask")
-        self.density = w.FloatLogSlider(0.01, base=10, min=-3, max=-0.5, step=0.1, description="density")
+        self.density = w.FloatLogSlider(
+            0.01, base=10, min=-3, max=-0.5, step=0.1, description="density"
+        )
         self.targets = w.Dropdown(options=options, description="targets")
-        self.lr = w.FloatLogSlider(3e-3, base=10, min=-4, max=-1, step=0.1, description="learning rate",
-                                   style={"description_width": "initial"})
+        self.lr = w.FloatLogSlider(
+            3e-3,
+            base=10,
+            min=-4,
+            max=-1,
+            step=0.1,
+            description="learning rate",
+            style={"description_width": "initial"},
+        )
         self.train = w.Button(description="Train", button_style="primary", icon="play")
         self.cancel = w.Button(description="Cancel", icon="stop", disabled=True)
         self.progress = w.IntProgress(0, 0, steps)
@@ -41,8 +77,15 @@ class Panel:
         self.train.on_click(lambda _: self.start())
         self.cancel.on_click(lambda _: self._stop.set())
         choices = [self.mask, self.density] if method == "SHiRA" else [self.rank]
-        self.box = w.VBox([w.HBox([*choices, self.targets]), self.lr,
-                           w.HBox([self.train, self.cancel, self.progress]), self.status, self.picture])
+        self.box = w.VBox(
+            [
+                w.HBox([*choices, self.targets]),
+                self.lr,
+                w.HBox([self.train, self.cancel, self.progress]),
+                self.status,
+                self.picture,
+            ]
+        )
 
     def start(self) -> None:
         """Train in a thread, so that Cancel is heard."""
@@ -64,14 +107,34 @@ class Panel:
         self.error = None
         try:
             model = self.make_model()
-            hyper = ({"mask": self.mask.value, "density": self.density.value} if self.method == "SHiRA"
-                     else {"r": self.rank.value})
-            tuned = hra.attach(model, hra.METHODS[self.method], targets=self.targets.value, **hyper)
-            self.log = hra.fit(tuned, self.make_batches(), self.steps, self.lr.value, progress=False, every=self.every,
-                               evaluate=lambda: self.evaluate(model), callback=self._show)
+            hyper = (
+                {"mask": self.mask.value, "density": self.density.value}
+                if self.method == "SHiRA"
+                else {"r": self.rank.value}
+            )
+            tuned = hra.attach(
+                model, hra.METHODS[self.method], targets=self.targets.value, **hyper
+            )
+            self.log = hra.fit(
+                tuned,
+                self.make_batches(),
+                self.steps,
+                self.lr.value,
+                progress=False,
+                every=self.every,
+                evaluate=lambda: self.evaluate(model),
+                callback=self._show,
+            )
             word = "Cancelled" if self._stop.is_set() else "Done"
-            last = self.log.evaluations[-1]["value"] if self.log.evaluations else float("nan")
-            self.status.value = f"{word}: {tuned.num_trainable:,} trained numbers, {last:.2f} bits a character."
+            last = (
+                self.log.evaluations[-1]["value"]
+                if self.log.evaluations
+                else float("nan")
+            )
+            self.status.value = (
+                f"{word}: {tuned.num_trainable:,} trained numbers, "
+                f"{last:.2f} bits per character."
+            )
         except Exception as e:  # shown to the reader: a thread has nobody else to tell
             self.error = e
             self.status.value = f"Stopped: {e}"
@@ -83,18 +146,31 @@ class Panel:
         step = len(log.steps)
         self.progress.value = step
         if step % 5 == 0 or step == self.steps:
-            self.status.value = f"Step {step} of {self.steps}, loss {log.losses[-1]:.2f} nats a token."
+            self.status.value = (
+                f"Step {step} of {self.steps}, loss {log.losses[-1]:.2f} nats a token."
+            )
             self.picture.value = _png(log)
         return not self._stop.is_set()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         png = base64.b64encode(_png(self.recorded)).decode()
-        note = ("This panel trains a model while you watch; that needs a kernel (run the notebook). "
-                "Here is the run recorded when the page was built.")
-        page = (f'<figure class="hra-live"><figcaption>{note}</figcaption><img alt="Loss in nats a token and bits a '
-                f'character against the step, from the recorded run" src="data:image/png;base64,{png}"/></figure>')
+        note = (
+            "This panel trains a model while you watch; that needs a kernel (run the "
+            "notebook). "
+            "Here is the run recorded when the page was built."
+        )
+        page = (
+            f'<figure class="hra-live"><figcaption>{note}</figcaption><img alt="Loss '
+            "in nats a token and bits a "
+            f'character against the step, from the recorded run" '
+            f'src="data:image/png;base64,{png}"/></figure>'
+        )
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
-        return {"application/vnd.jupyter.widget-view+json": view, "text/html": page, "text/plain": note}
+        return {
+            "application/vnd.jupyter.widget-view+json": view,
+            "text/html": page,
+            "text/plain": note,
+        }
 
 
 def _png(log: Any) -> bytes:

@@ -1,4 +1,7 @@
-"""A slider over the rank kept of a real ΔW: the spectrum, the captured energy, the bytes."""
+"""A slider over the rank kept of a real ΔW: the spectrum, the captured energy, the
+bytes.
+"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,7 +15,9 @@ from hra.viz.static import StaticWidget
 
 
 class RankSlider(StaticWidget):
-    """Keep rank r of `delta` (d_out, d_in): what share of ‖ΔW‖_F² is captured, what the two factors weigh in fp32."""
+    """Keep rank r of `delta` (d_out, d_in): what share of ‖ΔW‖_F² is captured, what the
+    two factors weigh in fp32.
+    """
 
     _js_path = Path(__file__).with_name("rank.js")
     _esm = _js_path
@@ -21,11 +26,17 @@ class RankSlider(StaticWidget):
     name = traitlets.Unicode().tag(sync=True)
     r = traitlets.Int(8).tag(sync=True)
 
-    def __init__(self, delta: Tensor, r: int = 8, name: str = "ΔW", **kwargs: Any) -> None:
+    def __init__(
+        self, delta: Tensor, r: int = 8, name: str = "ΔW", **kwargs: Any
+    ) -> None:
         sigma = [float(f"{s:.4g}") for s in rank.spectrum(delta)]
         if not 0 <= r <= len(sigma):
             raise ValueError(f"r={r} is out of range: 0 to {len(sigma)} for this ΔW.")
-        kwargs.setdefault("alt", f"Singular values of {name}, largest first, with the ones kept at rank {r} marked")
+        kwargs.setdefault(
+            "alt",
+            f"Singular values of {name}, largest first, with the ones kept at rank "
+            f"{r} marked",
+        )
         super().__init__(sigma=sigma, shape=list(delta.shape), name=name, r=r, **kwargs)
 
     def energy(self) -> float:

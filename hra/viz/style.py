@@ -1,4 +1,7 @@
-"""The house style: readable in grey, by the colour-blind, on light and dark pages; a method always in one colour."""
+"""The house style: readable in grey, by the colour-blind, on light and dark pages; a
+method always in one colour.
+"""
+
 from __future__ import annotations
 
 import base64
@@ -9,7 +12,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = {"before": "#6b6b6b", "FullFT": "#0b0b0b", "LoRA": "#2a78d6", "RsLoRA": "#1b9e77"}
+COLOURS = {
+    "before": "#6b6b6b",
+    "FullFT": "#0b0b0b",
+    "LoRA": "#2a78d6",
+    "RsLoRA": "#1b9e77",
+}
 OTHERS = ("#2a78d6", "#d1661f", "#1b9e77", "#7b4fb8", "#b8860b")
 
 
@@ -26,16 +34,24 @@ class Picture(Figure):
 
     def words(self) -> str:
         """`alt`, or what the axes say of themselves."""
-        axes = [f"{ax.get_title()} {ax.get_ylabel()} against {ax.get_xlabel()}".strip() for ax in self.axes if ax.get_xlabel()]
+        axes = [
+            f"{ax.get_title()} {ax.get_ylabel()} against {ax.get_xlabel()}".strip()
+            for ax in self.axes
+            if ax.get_xlabel()
+        ]
         return self.alt or "Plot: " + "; ".join(axes)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         png = base64.b64encode(self.png()).decode()
-        image = f'<img class="hra-figure" alt="{html.escape(self.words(), quote=True)}" src="data:image/png;base64,{png}"/>'
+        alt = html.escape(self.words(), quote=True)
+        src = f"data:image/png;base64,{png}"
+        image = f'<img class="hra-figure" alt="{alt}" src="{src}"/>'
         return {"text/html": image, "image/png": png, "text/plain": self.words()}
 
 
-def figure(width: float = 6.0, height: float = 3.2, columns: int = 1) -> tuple[Picture, Any]:
+def figure(
+    width: float = 6.0, height: float = 3.2, columns: int = 1
+) -> tuple[Picture, Any]:
     """A figure on white (so that it reads on a dark page too) and its axes."""
     fig = Picture(figsize=(width, height), facecolor="white", layout="constrained")
     axes = fig.subplots(1, columns)

@@ -1,9 +1,12 @@
-"""Small models, really pretrained, in the repository; and any other GPT-2 by the same call.
+"""Small models, really pretrained, in the repository; and any other GPT-2 by the same
+call.
 
-`gpt2("tiny")`: 3 M parameters, pretrained by `python -m hra.zoo.pretrain gpt2-tiny` on the addresses in `hra.data`
-(see the card in `hra/zoo/gpt2-tiny/README.md`). `vit("tiny")`: 0.8 M parameters, pretrained on the digits in `hra.data.digits`;
+`gpt2("tiny")`: 3 M parameters, pretrained by `python -m hra.zoo.pretrain gpt2-tiny` on
+the addresses in `hra.data` (see the card in `hra/zoo/gpt2-tiny/README.md`).
+`vit("tiny")`: 0.8 M parameters, pretrained on the digits in `hra.data.digits`;
 `vit("tiny-0-5")` has seen the digits 0 to 5 only.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -24,27 +27,41 @@ def _checked(folder: Path) -> Path:
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split()
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-            raise ValueError(f"{name} of hra's {folder.name} is damaged (its SHA-256 differs). Install hra again.")
+            raise ValueError(
+                f"{name} of hra's {folder.name} is damaged (its SHA-256 differs). "
+                "Install hra again."
+            )
     return folder
 
 
 def gpt2(name: str = "tiny", **config: Any) -> Any:
     """A transformers GPT2LMHeadModel in eval mode, float32.
 
-    name: "tiny" (ours, offline), "random" (fresh weights, `config` as for GPT2Config, plus `seed`), or a hub id or a
-    folder that transformers can load. Raises OSError, saying what to do, when that is absent and there is no network.
+    name: "tiny" (ours, offline), "random" (fresh weights, `config` as for GPT2Config,
+    plus `seed`), or a hub id or a folder that transformers can load. Raises OSError,
+    saying what to do, when that is absent and there is no network.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     if name == "random":
         seed = config.pop("seed", 0)
-        base = {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64,
-                "bos_token_id": 0, "eos_token_id": 0}
+        base = {
+            "vocab_size": 256,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 64,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return _ready(GPT2LMHeadModel(GPT2Config(**{**base, **config})))
     if config:
-        raise TypeError(f"gpt2({name!r}) takes no further arguments; {sorted(config)} belong to gpt2('random', ...).")
+        raise TypeError(
+            f"gpt2({name!r}) takes no further arguments; {sorted(config)} belong to "
+            "gpt2('random', ...)."
+        )
     if name in _OURS:
         folder = _checked(_HERE / _OURS[name])
         return _ready(_own(GPT2LMHeadModel, GPT2Config, folder))
@@ -55,28 +72,49 @@ def gpt2(name: str = "tiny", **config: Any) -> Any:
 
 
 def vit(name: str = "tiny", **config: Any) -> Any:
-    """A transformers ViTForImageClassification in eval mode, float32; images as `hra.data.digits.image_batches` gives them.
+    """A transformers ViTForImageClassification in eval mode, float32; images as
+    `hra.data.digits.image_batches` gives them.
 
-    name: "tiny" (ours, offline: the ten digits), "tiny-0-5" (ours: trained on 0 to 5, with a head for all ten), "random" (fresh
-    weights, `config` as for ViTConfig, plus `seed`), or a hub id or a folder. Raises OSError, saying what to do, when that is
+    name: "tiny" (ours, offline: the ten digits), "tiny-0-5" (ours: trained on 0 to 5,
+    with a head for all ten), "random" (fresh weights, `config` as for ViTConfig, plus
+    `seed`), or a hub id or a folder. Raises OSError, saying what to do, when that is
     absent and there is no network.
     """
     from transformers import ViTConfig, ViTForImageClassification
 
     if name == "random":
         seed = config.pop("seed", 0)
-        base = {"image_size": 28, "patch_size": 7, "num_channels": 1, "hidden_size": 32, "num_hidden_layers": 2,
-                "num_attention_heads": 2, "intermediate_size": 64, "num_labels": 10}
+        base = {
+            "image_size": 28,
+            "patch_size": 7,
+            "num_channels": 1,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "num_labels": 10,
+        }
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return _ready(ViTForImageClassification(ViTConfig(**{**base, **config})), "ForSequenceClassification")
+            return _ready(
+                ViTForImageClassification(ViTConfig(**{**base, **config})),
+                "ForSequenceClassification",
+            )
     if config:
-        raise TypeError(f"vit({name!r}) takes no further arguments; {sorted(config)} belong to vit('random', ...).")
+        raise TypeError(
+            f"vit({name!r}) takes no further arguments; {sorted(config)} belong to "
+            "vit('random', ...)."
+        )
     if name in _VITS:
         folder = _checked(_HERE / _VITS[name])
-        return _ready(_own(ViTForImageClassification, ViTConfig, folder), "ForSequenceClassification")
+        return _ready(
+            _own(ViTForImageClassification, ViTConfig, folder),
+            "ForSequenceClassification",
+        )
     try:
-        return _ready(ViTForImageClassification.from_pretrained(name), "ForSequenceClassification")
+        return _ready(
+            ViTForImageClassification.from_pretrained(name), "ForSequenceClassification"
+        )
     except Exception as e:
         raise OSError(_absent(name, e, "vit", _VITS)) from e
 
@@ -90,13 +128,18 @@ def _own(kind: Any, config: Any, folder: Path) -> Any:
     state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
     missing, extra = model.load_state_dict(state, strict=False)
     if extra or set(missing) - {"lm_head.weight"}:
-        raise ValueError(f"{folder.name} does not hold the tensors of a {kind.__name__}: missing {missing}, extra {extra}.")
+        raise ValueError(
+            f"{folder.name} does not hold the tensors of a {kind.__name__}: missing "
+            f"{missing}, extra {extra}."
+        )
     model.tie_weights()
     return model
 
 
 def _ready(model: Any, loss: str = "ForCausalLM") -> Any:
-    """In eval mode, and told which loss it has: transformers does not know it from the class's name and warns."""
+    """In eval mode, and told which loss it has: transformers does not know it from the
+    class's name and warns.
+    """
     model.loss_type = loss
     return model.eval()
 
@@ -114,19 +157,30 @@ def tokenizer(name: str = "tiny") -> Any:
 
 
 def _absent(name: str, e: Exception, kind: str, ours: dict[str, str]) -> str:
-    return (f"{name!r} could not be loaded: it is neither a model of hra ({', '.join(ours)}) nor a folder here, and the "
-            f"model hub did not give it ({type(e).__name__}). Offline, use {kind}('tiny'), or download the model on a "
-            "machine with a network (hf download) and give the folder's path.")
+    return (
+        f"{name!r} could not be loaded: it is neither a model of hra "
+        f"({', '.join(ours)}) nor a folder here, and the "
+        f"model hub did not give it ({type(e).__name__}). Offline, use "
+        f"{kind}('tiny'), or download the model on a "
+        "machine with a network (hf download) and give the folder's path."
+    )
 
 
 @torch.no_grad()
-def generate(model: Any, tok: Any, prompt: str, tokens: int = 60, temperature: float = 0.8, seed: int = 0) -> str:
+def generate(
+    model: Any,
+    tok: Any,
+    prompt: str,
+    tokens: int = 60,
+    temperature: float = 0.8,
+    seed: int = 0,
+) -> str:
     """`prompt` continued by sampling, from an explicit seed."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor([tok(prompt)["input_ids"]])
     model.eval()
     for _ in range(tokens):
-        logits = model(input_ids=ids[:, -model.config.n_positions:]).logits[0, -1]
+        logits = model(input_ids=ids[:, -model.config.n_positions :]).logits[0, -1]
         p = torch.softmax(logits.float() / temperature, -1)
         ids = torch.cat([ids, torch.multinomial(p, 1, generator=generator)[None]], 1)
     return tok.decode(ids[0])

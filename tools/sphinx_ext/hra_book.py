@@ -1,12 +1,16 @@
-"""Book build: what Jupyter Book 1 lacks for a library-backed, kernel-free, offline book.
+"""Book build: what Jupyter Book 1 lacks for a library-backed, kernel-free, offline
+book.
 
-* jupyter-cache keys a notebook by its own cells and metadata only. Here the cache folder's name
-  carries a hash of the library (and of numeric package versions), so a change in `hra/` re-executes.
-  nb_execution_cache_path has rebuild="env": Sphinx then also re-reads every page by itself.
+* jupyter-cache keys a notebook by its own cells and metadata only. Here the cache
+folder's name
+  carries a hash of the library (and of numeric package versions), so a change in `hra/`
+  re-executes. nb_execution_cache_path has rebuild="env": Sphinx then also re-reads
+  every page by itself.
 * Pages need no widget state JSON (the widgets carry text/html) and no Thebe bootstrap.
 * The build warns (with -W: fails) where a page would load anything over the network,
   and where a notebook shows a bare ipywidget, which is dead without a kernel.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -25,7 +29,9 @@ def library_hash(root: Path) -> str:
     files = [f for folder in ("hra", "experiments") for f in (root / folder).rglob("*")]
     for f in sorted(files):
         if f.suffix in {".py", ".js", ".css", ".json", ".xz", ".safetensors"}:
-            h.update(f.relative_to(root).as_posix().encode() + b"\0" + f.read_bytes() + b"\0")
+            h.update(
+                f.relative_to(root).as_posix().encode() + b"\0" + f.read_bytes() + b"\0"
+            )
     for p in PACKAGES:
         try:
             h.update(f"{p}=={version(p)}\n".encode())
@@ -44,15 +50,22 @@ def slim_page(app, pagename, template, context, doctree):
     def unwanted(js):
         a = getattr(js, "attributes", {})
         name, body = str(getattr(js, "filename", "") or ""), a.get("body") or ""
-        return (a.get("type") == "application/vnd.jupyter.widget-state+json"
-                or "sphinx-thebe.js" in name or body.startswith("const THEBE_JS_URL"))
-    context["script_files"] = [j for j in context.get("script_files", []) if not unwanted(j)]
+        return (
+            a.get("type") == "application/vnd.jupyter.widget-state+json"
+            or "sphinx-thebe.js" in name
+            or body.startswith("const THEBE_JS_URL")
+        )
+
+    context["script_files"] = [
+        j for j in context.get("script_files", []) if not unwanted(j)
+    ]
 
 
 SUBRESOURCE = re.compile(
     r"<(?:script|img|iframe|audio|video|source|embed)\b[^>]*?\bsrc\s*=\s*[\"']((?:https?:)?//[^\"']+)"
     r"|<link\b(?=[^>]*\brel\s*=\s*[\"'](?:stylesheet|preload|modulepreload|icon|preconnect))[^>]*?\bhref\s*=\s*[\"']((?:https?:)?//[^\"']+)",
-    re.I)
+    re.I,
+)
 DEAD = "application/vnd.jupyter.widget-view+json"
 
 
@@ -65,9 +78,16 @@ def check_site(app, exc):
             continue
         text = page.read_text(encoding="utf-8")
         for m in SUBRESOURCE.finditer(text):
-            log.warning("%s loads %s", rel, m[1] or m[2], type="hra_book", subtype="network")
+            log.warning(
+                "%s loads %s", rel, m[1] or m[2], type="hra_book", subtype="network"
+            )
         if f'type="{DEAD}"' in text:
-            log.warning("%s shows a widget which is dead without a kernel", rel, type="hra_book", subtype="dead_widget")
+            log.warning(
+                "%s shows a widget which is dead without a kernel",
+                rel,
+                type="hra_book",
+                subtype="dead_widget",
+            )
 
 
 def setup(app):
