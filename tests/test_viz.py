@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,37 @@ import torch
 import hra
 from hra.viz import RankSlider
 
-JS = Path(hra.__file__).parent / "viz" / "rank.js"
+VIZ = Path(hra.__file__).parent / "viz"
+node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+
+
+def javascript(widget, expression):
+    """What `expression` is in the page's script: `m` the widget's export, `base` what
+    the widgets share.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "widget.mjs"
+        path.write_text(f"{widget.script()}\nexport {{ base }};", encoding="utf-8")
+        code = (
+            f"const {{ default: m, base }} = await import({json.dumps(path.as_uri())});"
+            f"console.log(JSON.stringify({expression}))"
+        )
+        out = subprocess.run(
+            ["node", "--input-type=module", "-e", code],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert out.returncode == 0, out.stderr
+    return json.loads(out.stdout)
+
+
+def at_each(widget, choices):
+    """`facts` of the script at the widget's state with each of the choices."""
+    state = json.dumps(widget.public_state())
+    return javascript(
+        widget, f"{json.dumps(choices)}.map(c => m.facts({{...{state}, ...c}}))"
+    )
 
 
 def slider(**kw):
@@ -22,27 +53,13 @@ def slider(**kw):
     return RankSlider(torch.randn(20, 12), **kw)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@node
 def test_the_script_computes_what_the_library_computes():
     w = slider()
-    code = (
-        f"const m = (await import({json.dumps(JS.as_uri())})).default;"
-        f"console.log(JSON.stringify([0,1,5,12].map(r => "
-        f"m.facts({json.dumps(w.sigma)}, [20,12], r))))"
+    out = javascript(
+        w, f"[0,1,5,12].map(r => m.facts({json.dumps(w.sigma)}, [20,12], r))"
     )
-    out = subprocess.run(
-        [
-            "node",
-            "--experimental-default-type=module",
-            "--input-type=module",
-            "-e",
-            code,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for r, got in zip((0, 1, 5, 12), json.loads(out), strict=True):
+    for r, got in zip((0, 1, 5, 12), out, strict=True):
         w.r = r
         assert got["energy"] == pytest.approx(w.energy(), abs=1e-9)
         assert got["bytes"] == w.bytes() == 4 * r * 32
@@ -72,7 +89,8 @@ def test_the_bundle_serves_every_reader():
     } <= set(data)
     assert data["text/plain"].startswith("rank 8 of 12")
     assert (
-        len(json.dumps(slider().public_state())) < 50_000 and JS.stat().st_size < 10_000
+        len(json.dumps(slider().public_state())) < 50_000
+        and RankSlider._js_path.stat().st_size < 10_000
     )
 
 
@@ -150,7 +168,7 @@ def test_a_figure_shows_itself_with_words_for_those_who_do_not_see_it():
     assert other.words() == "Plot: loss against step"
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@node
 def test_the_calculator_computes_the_librarys_bill():
     from hra import memory
     from hra.viz.bill import LAYER, PLAIN
@@ -164,26 +182,7 @@ def test_the_calculator_computes_the_librarys_bill():
         if k != PLAIN
         for p, r in (("fp32", 4), ("bf16, fp32 masters", 32))
     ]
-    path = JS.with_name("bill.js")
-    code = (
-        f"const m = (await import({json.dumps(path.as_uri())})).default, s = "
-        f"{json.dumps(w.public_state())};"
-        f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, "
-        "...c}))))"
-    )
-    out = subprocess.run(
-        [
-            "node",
-            "--experimental-default-type=module",
-            "--input-type=module",
-            "-e",
-            code,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for choice, got in zip(choices, json.loads(out), strict=True):
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
         for k, v in choice.items():
             setattr(w, k, v)
         for name, side in ((None, "method"), (PLAIN, "plain")):
@@ -226,31 +225,13 @@ def explorer(**kw):
     return hra.viz.MaskExplorer(drawn, [0.02, 0.2], **kw), drawn
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@node
 def test_the_mask_explorer_says_what_the_library_says():
     w, drawn = explorer()
     choices = [
         {"rule": a, "other": b, "at": i} for a in drawn for b in drawn for i in (0, 1)
     ]
-    code = (
-        f"const m = (await import({json.dumps(w._js_path.as_uri())})).default, s = "
-        f"{json.dumps(w.public_state())};"
-        f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, "
-        "...c}))))"
-    )
-    out = subprocess.run(
-        [
-            "node",
-            "--experimental-default-type=module",
-            "--input-type=module",
-            "-e",
-            code,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for choice, got in zip(choices, json.loads(out), strict=True):
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
         for k, v in choice.items():
             setattr(w, k, v)
         assert got == pytest.approx(w.facts())
@@ -281,7 +262,7 @@ def test_the_mask_explorers_fallback_size_and_refusals():
         hra.viz.MaskExplorer({"one": drawn["one"]}, [0.02, 0.2])
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@node
 def test_the_switch_explorer_computes_the_librarys_roofline():
     w = hra.viz.SwitchCost({"512": {"bare": 0.1}, "4096": {"bare": 3.0}}, d=512)
     choices = [
@@ -289,26 +270,7 @@ def test_the_switch_explorer_computes_the_librarys_roofline():
         for a in (0, 1)
         for t, r, b in ((1, 1, 3), (25, 64, 40))
     ]
-    path = JS.with_name("switch.js")
-    code = (
-        f"const m = (await import({json.dumps(path.as_uri())})).default, s = "
-        f"{json.dumps(w.public_state())};"
-        f"console.log(JSON.stringify({json.dumps(choices)}.map(c => m.facts({{...s, "
-        "...c}))))"
-    )
-    out = subprocess.run(
-        [
-            "node",
-            "--experimental-default-type=module",
-            "--input-type=module",
-            "-e",
-            code,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for choice, got in zip(choices, json.loads(out), strict=True):
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
         for k, v in choice.items():
             setattr(w, k, v)
         assert [got["sparse"], got["dense"]] == pytest.approx(
@@ -320,3 +282,50 @@ def test_the_switch_explorer_computes_the_librarys_roofline():
     )
     with pytest.raises(ValueError, match="512, 4096"):
         hra.viz.SwitchCost({"512": {}, "4096": {}}, d=100)
+
+
+@node
+def test_the_gap_between_guess_and_answer_in_words():
+    ask = hra.viz.prediction(
+        "How many?", 12, low=1, high=192, unit="directions", why="So it is."
+    )
+    choice = hra.viz.prediction("Which?", "a", choices=["a", "b"])
+    said = javascript(
+        RankSlider,
+        f"[...[96, 12, 11].map(g => base.gap({json.dumps(ask)}, g)),"
+        f"...['a', 'b'].map(g => base.gap({json.dumps(choice)}, g))]",
+    )
+    assert said == [
+        "You said 96 directions; the answer is 12 directions: "
+        "84 too high, 8 times too large. So it is.",
+        "You said 12 directions; the answer is 12 directions: exactly right. So it is.",
+        "You said 11 directions; the answer is 12 directions: 1 too low. So it is.",
+        "You said a, and so it is.",
+        "You said b; it is a.",
+    ]
+
+
+def test_a_prediction_needs_an_answer_on_its_scale():
+    with pytest.raises(ValueError, match="around it"):
+        hra.viz.prediction("?", 12, low=20, high=30)
+    with pytest.raises(ValueError, match="around it"):
+        hra.viz.prediction("?", 12)
+    with pytest.raises(ValueError, match="no scale"):
+        hra.viz.prediction("?", 12, low=0, high=30, step=0)
+    with pytest.raises(ValueError, match="starts above 0"):
+        hra.viz.prediction("?", 12, low=0, high=30, log=True)
+    with pytest.raises(ValueError, match="among the choices"):
+        hra.viz.prediction("?", "c", choices=["a", "b"])
+
+
+def test_marks_and_presets_name_what_the_widget_has():
+    slider(marks={"r": {"LoRA": 8}}, presets={"full": {"r": 12}})
+    with pytest.raises(ValueError, match="no 'rank' to set; there are"):
+        slider(presets={"full": {"rank": 12}})
+
+
+def test_a_kernel_gets_the_shared_script_too():
+    shared = (VIZ / "base.js").read_text()
+    w = slider()
+    assert w._esm == w.script() and w._esm.startswith(shared)
+    assert w.script().count("export default") == 1

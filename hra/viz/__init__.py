@@ -8,7 +8,7 @@ from hra.viz.bill import BillCalculator
 from hra.viz.live import Panel as live
 from hra.viz.mask import MaskExplorer
 from hra.viz.rank import RankSlider
-from hra.viz.static import StaticWidget
+from hra.viz.static import StaticWidget, prediction
 from hra.viz.style import OTHERS, colour, figure
 from hra.viz.switch import SwitchCost
 
@@ -24,6 +24,7 @@ __all__ = [
     "intervals",
     "live",
     "plot_log",
+    "prediction",
 ]
 
 

@@ -1,21 +1,13 @@
-// The bill calculator; the formulas come from hra.memory as text. No import, one default export: hra.viz.static inlines this file.
-const NS = "http://www.w3.org/2000/svg", PLAIN = "ordinary fine-tuning", LAYER = "one layer";
-const PARTS = ["weights", "trained", "gradients", "moments", "activations"];
-const COLOURS = ["#2a78d6", "#d1661f", "#1b9e77", "#7b4fb8", "#b8860b"];
-const make = (tag, attrs = {}, ...kids) => {
-  const e = ["svg", "rect", "text"].includes(tag) ? document.createElementNS(NS, tag) : document.createElement(tag);
-  for (const k in attrs) e.setAttribute(k, attrs[k]);
-  e.append(...kids);
-  return e;
-};
-const group = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ",");
-const size = (b) => { let i = 0; while (b >= 1024 && i < 4) { b /= 1024; i++; } return `${i ? b.toFixed(b < 10 ? 2 : 1) : b} ${["B", "KiB", "MiB", "GiB", "TiB"][i]}`; };
+// The bill calculator; the formulas come from hra.memory as text. `base` is base.js, which hra.viz.static puts before this file.
+const { make, group, size, frame } = base;
+const PLAIN = "ordinary fine-tuning", LAYER = "one layer";
+const PARTS = Object.keys(base.palette.parts), COLOURS = Object.values(base.palette.parts);
 const value = (f, v) => Math.trunc(Function("min", ...Object.keys(v), `return ${f}`)(Math.min, ...Object.values(v)));
 const total = (part, v) => Object.values(part).reduce((s, f) => s + value(f, v), 0);
 
 // numbers of the five parts
 function numbers(s, method, r) {
-  const law = s.laws[method], model = s.presets[s.model], own = {}, inputs = {};
+  const law = s.laws[method], model = s.models[s.model], own = {}, inputs = {};
   const sites = model ? Object.values(model.sites) : [[s.d_out, s.d_in, "x"]];
   let trained = 0, frozen = 0, kept = 0;
   for (const [d_out, d_in, input] of sites) {
@@ -47,7 +39,7 @@ const peak = (b) => PARTS.reduce((t, k) => t + b[k], 0);
 
 // the smallest r whose bill is no smaller than ordinary fine-tuning's, or 0 if there is none below the layer's own rank
 function crossing(s) {
-  const law = JSON.stringify(s.laws[s.method]), sites = s.presets[s.model] ? Object.values(s.presets[s.model].sites) : [[s.d_out, s.d_in]];
+  const law = JSON.stringify(s.laws[s.method]), sites = s.models[s.model] ? Object.values(s.models[s.model].sites) : [[s.d_out, s.d_in]];
   if (!/\br\b/.test(law)) return 0;
   const plain = peak(bytes(s, PLAIN, 1)), top = Math.min(...sites.map(([m, n]) => Math.min(m, n)));
   if (peak(bytes(s, s.method, top)) < plain) return 0;
@@ -61,45 +53,25 @@ function facts(s) {
   return { method: a, plain: b, peaks: [peak(a), peak(b)], crossing: crossing(s) };
 }
 
-let serial = 0;
 function render({ model, el }) {
-  const id = `hra-bill-${++serial}`, keys = ["laws", "plans", "presets", "extra", "model", "method", "plan", "d_out", "d_in", "r", "tokens"];
-  const state = () => Object.fromEntries(keys.map((k) => [k, model.get(k)]));
-  const set = (k, v) => { model.set(k, v); model.save_changes(); };
-  const grid = make("div", { style: "display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:.4rem 1rem;max-width:44rem" });
-  const field = (name, label, control, out) => {
-    control.id = `${id}-${name}`;
-    const box = make("div", {}, make("label", { for: control.id }, label), " ", out || "", control);
-    grid.append(box);
-    return box;
-  };
-  const choices = (name, label, options) => {
-    const e = make("select", { style: "display:block;width:100%;font:inherit" }, ...options.map((o) => make("option", { value: o }, o)));
-    e.addEventListener("change", () => set(name, e.value));
-    field(name, label, e);
-    return () => { e.value = model.get(name); };
-  };
-  const slider = (name, label, low, high) => {  // powers of two
-    const out = make("output"), e = make("input", { type: "range", min: low, max: high, step: 1, "data-lm-suppress-shortcuts": "true",
-      style: "width:100%;accent-color:#2a78d6" });
-    e.addEventListener("input", () => set(name, 2 ** +e.value));
-    const box = field(name, label, e, out);
-    return [() => { e.value = Math.log2(model.get(name)); out.textContent = group(model.get(name)); e.setAttribute("aria-valuetext", group(model.get(name))); }, box];
-  };
-  const s0 = state(), sync = [];
-  sync.push(choices("model", "Model", [LAYER, ...Object.keys(s0.presets)]),
-    choices("method", "Method", Object.keys(s0.laws).filter((m) => m !== PLAIN)), choices("plan", "Numbers in", Object.keys(s0.plans)));
-  const [f1, boxOut] = slider("d_out", "d_out:", 5, 14), [f2, boxIn] = slider("d_in", "d_in:", 5, 14);
-  sync.push(f1, f2, slider("r", "Rank r:", 0, 9)[0], slider("tokens", "Tokens in the batch:", 0, 16)[0]);
-  const status = make("p", { role: "status", "aria-live": "polite" });
-  const W = 560, svg = make("svg", { viewBox: `0 0 ${W} 128`, role: "img", style: "width:100%;max-width:44rem;display:block" });
+  const keys = ["model", "method", "plan", "d_out", "d_in", "r", "tokens"];
+  const state = () => Object.fromEntries(["laws", "plans", "models", "extra", ...keys].map((k) => [k, model.get(k)]));
+  const ui = frame({ model, el, keys, draw }), s0 = state(), W = 420;
+  const powers = { show: group, to: (v) => 2 ** v, from: Math.log2 };
+  ui.choices("model", "Model", [LAYER, ...Object.keys(s0.models)]);
+  ui.choices("method", "Method", Object.keys(s0.laws).filter((m) => m !== PLAIN));
+  ui.choices("plan", "Numbers in", Object.keys(s0.plans));
+  const boxOut = ui.slider("d_out", "d_out:", 5, 14, powers), boxIn = ui.slider("d_in", "d_in:", 5, 14, powers);
+  ui.slider("r", "Rank r:", 0, 9, powers);
+  ui.slider("tokens", "Tokens in the batch:", 0, 16, powers);
+  const svg = make("svg", { viewBox: `0 0 ${W} 128`, role: "img" });
   const legend = make("p", { style: "font-size:.9em;line-height:1.9" }, ...PARTS.flatMap((k, i) => [make("span", { "aria-hidden": "true",
     style: `display:inline-block;width:.8em;height:.8em;background:${COLOURS[i]};margin-right:.3em` }), make("span", { style: "margin-right:1em" }, k)]));
   const list = make("ul", { style: "font-size:.92em" });
+  ui.picture.append(svg, legend, list);
   function draw() {
     const s = state(), f = facts(s), one = s.model === LAYER;
     boxOut.hidden = boxIn.hidden = !one;
-    sync.forEach((g) => g());
     svg.replaceChildren();
     [[s.method, f.method], [PLAIN, f.plain]].forEach(([name, b], row) => {
       svg.append(make("text", { x: 0, y: 18 + 62 * row, fill: "currentColor", "font-size": 14 }, `${name}: ${size(peak(b))}`));
@@ -113,9 +85,10 @@ function render({ model, el }) {
     const wide = one && s.r > Math.min(s.d_out, s.d_in) ? " (a rank above the layer's own)" : "";
     const where = one ? `on a ${group(s.d_out)} × ${group(s.d_in)} layer` : `on every linear layer of the blocks of ${s.model}`;
     const cross = f.crossing ? `It stops being cheaper at r = ${group(f.crossing)}.` : "It is cheaper at every rank, or its rank does not matter.";
-    status.textContent = `${s.method} with r = ${s.r}${wide} ${where}, ${group(s.tokens)} tokens, ${s.plan}: ${size(f.peaks[0])} held at once, ` +
+    const said = `${s.method} with r = ${s.r}${wide} ${where}, ${group(s.tokens)} tokens, ${s.plan}: ${size(f.peaks[0])} held at once, ` +
       `${(100 * f.peaks[0] / f.peaks[1]).toPrecision(3)} % of ${PLAIN}. ${cross}`;
-    svg.setAttribute("aria-label", `${status.textContent} ` + PARTS.map((k) => `${k} ${size(f.method[k])}, against ${size(f.plain[k])}`).join("; "));
+    ui.say(said);
+    svg.setAttribute("aria-label", `${said} ` + PARTS.map((k) => `${k} ${size(f.method[k])}, against ${size(f.plain[k])}`).join("; "));
     const law = s.laws[s.method], v = { d_out: s.d_out, d_in: s.d_in, r: s.r, ...s.extra };
     const terms = [["trained", law.trained], ["frozen beside W0", law.frozen], ["kept a token", law.token], ["kept once", law.once]];
     const sum = (part) => Object.entries(part).map(([k, f]) => {
@@ -124,9 +97,7 @@ function render({ model, el }) {
     }).join("; ");
     list.replaceChildren(...terms.filter(([, p]) => Object.keys(p).length).map(([k, p]) => make("li", {}, make("strong", {}, k), " ", sum(p))));
   }
-  for (const k of keys.slice(4)) model.on(`change:${k}`, draw);
-  el.append(grid, status, svg, legend, list);
-  draw();
+  ui.start();
 }
 
 export default { render, facts };  // facts: so that a test holds it equal to the library

@@ -36,10 +36,9 @@ class BillCalculator(StaticWidget):
     """
 
     _js_path = Path(__file__).with_name("bill.js")
-    _esm = _js_path
     laws: Any = traitlets.Dict().tag(sync=True)
     plans: Any = traitlets.Dict().tag(sync=True)
-    presets: Any = traitlets.Dict().tag(sync=True)
+    models: Any = traitlets.Dict().tag(sync=True)
     extra: Any = traitlets.Dict(EXTRA).tag(sync=True)
     model = traitlets.Unicode(LAYER).tag(sync=True)
     method = traitlets.Unicode("LoRA").tag(sync=True)
@@ -53,7 +52,7 @@ class BillCalculator(StaticWidget):
         laws = {PLAIN: asdict(memory.law(None))} | {
             m: asdict(memory.law(hra.METHODS[m])) for m in METHODS if m in hra.METHODS
         }
-        presets = {
+        models = {
             n: {
                 "layers": p.layers,
                 "sites": {s: [*shape, p.input(s)] for s, shape in p.sites.items()},
@@ -68,7 +67,7 @@ class BillCalculator(StaticWidget):
         )
         super().__init__(
             laws=laws,
-            presets=presets,
+            models=models,
             plans={n: asdict(p) for n, p in memory.PLANS.items()},
             **kwargs,
         )

@@ -1,13 +1,5 @@
-// The mask explorer. No import, one default export: hra.viz.static inlines this file.
-const NS = "http://www.w3.org/2000/svg";
-const make = (tag, attrs = {}, ...kids) => {
-  const e = ["svg", "path", "rect", "text"].includes(tag) ? document.createElementNS(NS, tag) : document.createElement(tag);
-  for (const k in attrs) e.setAttribute(k, attrs[k]);
-  e.append(...kids);
-  return e;
-};
-const group = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ",");
-const percent = (p) => `${+(100 * p).toPrecision(3)} %`;
+// The mask explorer. `base` is base.js, which hra.viz.static puts before this file.
+const { make, group, percent } = base;
 
 function facts(s) {
   const one = s.table[s.rule][s.at], two = s.table[s.other][s.at], total = s.shape[0] * s.shape[1], rules = Object.keys(s.table);

@@ -45,7 +45,6 @@ class MaskExplorer(StaticWidget):
     """
 
     _js_path = Path(__file__).with_name("mask.js")
-    _esm = _js_path
     table: Any = traitlets.Dict().tag(sync=True)  # rule -> one entry a density
     shared: Any = traitlets.List().tag(
         sync=True

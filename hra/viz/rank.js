@@ -1,12 +1,5 @@
-// The rank slider; its sums run in the browser. No import, one default export: hra.viz.static inlines this file.
-const NS = "http://www.w3.org/2000/svg";
-const make = (tag, attrs = {}, ...kids) => {
-  const svg = ["svg", "path", "line", "circle", "text", "g"].includes(tag);
-  const e = svg ? document.createElementNS(NS, tag) : document.createElement(tag);
-  for (const k in attrs) e.setAttribute(k, attrs[k]);
-  e.append(...kids);
-  return e;
-};
+// The rank slider; its sums run in the browser. `base` is base.js, which hra.viz.static puts before this file.
+const { make, size } = base;
 let serial = 0;
 
 function facts(sigma, shape, r) {
@@ -15,7 +8,6 @@ function facts(sigma, shape, r) {
   return { energy: all ? kept / all : 1, bytes: 4 * r * (shape[0] + shape[1]), dense: 4 * shape[0] * shape[1] };
 }
 
-const size = (b) => (b < 1024 ? `${b} B` : b < 1048576 ? `${(b / 1024).toFixed(1)} KiB` : `${(b / 1048576).toFixed(2)} MiB`);
 
 function render({ model, el }) {
   const sigma = model.get("sigma"), shape = model.get("shape"), id = `hra-rank-${++serial}`, n = sigma.length;

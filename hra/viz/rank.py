@@ -20,7 +20,6 @@ class RankSlider(StaticWidget):
     """
 
     _js_path = Path(__file__).with_name("rank.js")
-    _esm = _js_path
     sigma: Any = traitlets.List().tag(sync=True)
     shape: Any = traitlets.List().tag(sync=True)
     name = traitlets.Unicode().tag(sync=True)

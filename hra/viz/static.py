@@ -1,7 +1,8 @@
 """One widget object, four audiences.
 
 A subclass gives `_js_path` (plain JavaScript, no import, one line `export default {
-render }`) and `fallback_figure()`. The mimebundle then carries
+render }`; `base.js` is put in front of it, so that `const { make, frame } = base;`
+works) and `fallback_figure()`. The mimebundle then carries
   application/vnd.jupyter.widget-view+json   live kernels (JupyterLab, VS Code, Colab)
   text/html                                  static pages: the same script, no kernel
   image/png                                  PDF builds, viewers that run no script
@@ -15,6 +16,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -23,39 +25,90 @@ from typing import Any
 import anywidget
 import traitlets
 
-# The few lines of anywidget's model interface which a page without a kernel needs.
-_SHIM = """
-const hosts = '[data-hra="%(key)s"]:not([data-ready])';
-for (const host of document.querySelectorAll(hosts)) {
-  host.dataset.ready = "1";
-  const data = host.querySelector("script[type='application/json']");
-  const state = JSON.parse(data.textContent);
-  const on = {};
-  const model = {
-    get: (k) => state[k],
-    set(k, v) {
-      if (state[k] === v) return;
-      state[k] = v;
-      (on["change:" + k] || []).forEach((f) => f());
-    },
-    save_changes() {}, send() {},
-    on(e, f) { (on[e] = on[e] || []).push(f); },
-    off(e, f) { on[e] = (on[e] || []).filter((g) => g !== f); },
-  };
-  const el = document.createElement("div");
-  try {
-    await widget.render({ model, el });
-    host.replaceChildren(el);
-  } catch (err) { console.error("hra widget: keeping the fallback image", err); }
-}
-"""
+HERE = Path(__file__).parent
+BASE = HERE / "base.js"  # what the widgets share
+PAGE = HERE / "page.js"  # what a page without a kernel needs
+
+
+def prediction(
+    question: str,
+    answer: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    step: float = 1,
+    log: bool = False,
+    unit: str = "",
+    choices: list[str] | None = None,
+    why: str = "",
+) -> dict[str, Any]:
+    """What `predict=` of a widget takes: the reader commits to a guess, then sees.
+
+    Either a number between `low` and `high` in steps of `step` (`log`: the slider is
+    logarithmic), or one of `choices`. `answer` comes from the cell; `why` is said after
+    the gap. Nothing is stored.
+    """
+    asked: dict[str, Any] = {"question": question, "unit": unit, "why": why}
+    if choices is not None:
+        if answer not in choices:
+            raise ValueError(f"answer={answer!r} is not among the choices {choices}.")
+        return asked | {"choices": list(choices), "answer": answer}
+    if low is None or high is None or not low <= answer <= high:
+        raise ValueError(
+            f"answer={answer!r} needs low= and high= around it; given {low} and {high}."
+        )
+    if not (step > 0 and low < high and math.isfinite(high - low)):
+        raise ValueError(f"low={low}, high={high}, step={step} give no scale.")
+    if log and low <= 0:
+        raise ValueError(f"low={low}: a logarithmic scale starts above 0.")
+    number = float(answer)
+    return asked | {
+        "answer": int(number) if number.is_integer() else number,
+        "low": low,
+        "high": high,
+        "step": step,
+        "log": log,
+    }
 
 
 class StaticWidget(anywidget.AnyWidget):
-    """An anywidget that also works on a page with no kernel."""
+    """An anywidget that also works on a page with no kernel.
+
+    title, caption   above and below the widget ("Drag r: watch …, stop at …")
+    marks            {what is set: {name: value}}, named places of a slider
+    presets          {name: {what is set: value, …}}, one button each
+    predict          `prediction(...)`: the reader guesses before the widget is shown
+    """
 
     alt = traitlets.Unicode("").tag(sync=True)
+    title = traitlets.Unicode("").tag(sync=True)
+    caption = traitlets.Unicode("").tag(sync=True)
+    marks: Any = traitlets.Dict().tag(sync=True)
+    presets: Any = traitlets.Dict().tag(sync=True)
+    predict: Any = traitlets.Dict().tag(sync=True)
     _js_path: Path
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "_js_path" in cls.__dict__:
+            cls._esm = cls.script()
+        super().__init_subclass__(**kwargs)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        known = set(self.public_state())
+        for what in (self.marks, *self.presets.values()):
+            for name in what:
+                if name not in known:
+                    raise ValueError(
+                        f"{type(self).__name__} has no {name!r} to set; there are "
+                        f"{', '.join(sorted(known))}."
+                    )
+
+    @classmethod
+    def script(cls) -> str:
+        """The module that a kernel's page imports: `base.js`, then the widget's own."""
+        parts = (BASE, cls._js_path)
+        return "\n".join(p.read_text(encoding="utf-8") for p in parts)
 
     def fallback_figure(self) -> Any:
         """The widget's present state as a matplotlib figure."""
@@ -85,14 +138,11 @@ class StaticWidget(anywidget.AnyWidget):
         return buffer.getvalue()
 
     def static_html(self, png: bytes | None = None) -> str:
-        state = json.dumps(
-            self.public_state(), sort_keys=True, separators=(",", ":")
-        ).replace("<", "\\u003c")
+        # not sorted: the order of a menu is the order in which Python gave it
+        state = json.dumps(self.public_state(), separators=(",", ":"))
+        state = state.replace("<", "\\u003c")
         js, found = re.subn(
-            r"^export default\b",
-            "const widget =",
-            self._js_path.read_text(encoding="utf-8"),
-            flags=re.M,
+            r"^export default\b", "const widget =", self.script(), flags=re.M
         )
         if found != 1 or "</script" in js or re.search(r"^import\b", js, flags=re.M):
             raise ValueError(
@@ -100,13 +150,14 @@ class StaticWidget(anywidget.AnyWidget):
                 "and no closing script tag."
             )
         key = hashlib.sha256((state + js).encode()).hexdigest()[:12]
+        page = PAGE.read_text(encoding="utf-8")
         image = base64.b64encode(self.png() if png is None else png).decode()
         return (
             f'<div class="hra-widget" data-hra="{key}">'
             f'<img alt="{html.escape(self.alt, quote=True)}" '
             f'src="data:image/png;base64,{image}"/>'
             f'<script type="application/json">{state}</script>'
-            f'<script type="module">{js}\n{_SHIM % {"key": key}}</script></div>'
+            f'<script type="module">{js}\nconst KEY = "{key}";\n{page}</script></div>'
         )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:

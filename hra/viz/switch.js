@@ -1,12 +1,5 @@
-// The cost of a change of adapters. No import, one default export: hra.viz.static inlines this file.
-const NS = "http://www.w3.org/2000/svg";
-const make = (tag, attrs = {}, ...kids) => {
-  const e = ["svg", "rect", "text"].includes(tag) ? document.createElementNS(NS, tag) : document.createElement(tag);
-  for (const k in attrs) e.setAttribute(k, attrs[k]);
-  e.append(...kids);
-  return e;
-};
-const ms = (t) => `${t < 0.1 ? t.toFixed(3) : t < 10 ? t.toFixed(2) : t.toFixed(1)} ms`;
+// The cost of a change of adapters. `base` is base.js, which hra.viz.static puts before this file.
+const { make, ms } = base;
 
 function facts(s) {
   const d = s.sizes[s.at], entries = 2 * d * d * s.thousandths / 1000;

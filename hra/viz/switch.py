@@ -25,7 +25,6 @@ class SwitchCost(StaticWidget):
     """
 
     _js_path = Path(__file__).with_name("switch.js")
-    _esm = _js_path
     recorded: Any = traitlets.Dict().tag(sync=True)
     sizes: Any = traitlets.List().tag(sync=True)
     at = traitlets.Int(0).tag(sync=True)
