@@ -1,0 +1,243 @@
+"""The model that runs in the page: packed files, and the same numbers in the browser's
+script as in PyTorch.
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import hra
+from hra.data import digits
+from hra.viz import packed
+
+JS = Path(hra.__file__).parent / "viz" / "vit.js"
+SITES = r"layers\.\d+\."
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None, reason="node is not installed"
+)
+
+
+def node(code, folder, given, **files):
+    """What `code` returns, with `vit` (the script), `given` and the files' bytes."""
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "run.mjs").write_text(
+        f"{JS.read_text()}\nimport {{ readFileSync }} from 'node:fs';\n"
+        "const read = (name) => new Uint8Array(readFileSync("
+        f"{json.dumps(str(folder))} + '/' + name));\n"
+        f"const given = {json.dumps(given)};\n"
+        f"console.log(JSON.stringify((() => {{ {code} }})()));\n"
+    )
+    run = subprocess.run(
+        ["node", folder / "run.mjs"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def drawn(model, method, **hyper):
+    """An adapter of `model` with a ΔW of about the size that training gives."""
+    tuned = hra.attach(model, method, targets=SITES, **hyper)
+    for i, p in enumerate(p for p in model.parameters() if p.requires_grad):
+        torch.nn.init.normal_(
+            p, std=0.03, generator=torch.Generator().manual_seed(100 + i)
+        )
+    return tuned
+
+
+def pick(each=2):
+    x, y = digits.digits("test")
+    chosen = torch.cat([(y == c).nonzero()[:each, 0] for c in range(10)])
+    return (255 * x[chosen]).round() / 255, y[chosen]
+
+
+@torch.no_grad()
+def logits(W, x):
+    """PyTorch's, float32, with the weights W."""
+    model = hra.zoo.vit("tiny")
+    for name, p in model.named_parameters():
+        p.copy_(W[name].view_as(p))
+    return model(pixel_values=(x - digits.MEAN) / digits.STD).logits
+
+
+@needs_node
+def test_the_page_computes_what_pytorch_computes(tmp_path):
+    base = packed.vit(hra.zoo.vit("tiny"))
+    few = drawn(hra.zoo.vit("tiny"), hra.SHiRA, density=0.1)
+    changes = {
+        "low": packed.change(drawn(hra.zoo.vit("tiny"), hra.LoRA, r=8).adapters),
+        "few": packed.change(few.adapters),
+    }
+    x, y = pick()
+    used = [
+        [],
+        [["low", 1.0, 8]],
+        [["low", -0.7, 3]],
+        [["few", 1.0, 8]],
+        [["few", 2.0, 5]],
+        [["low", 0.5, 8], ["few", 0.4, 8]],
+    ]
+    got = node(
+        "const m = vit.readModel(read('base')), d = vit.readImages(read('digits'));"
+        "const c = { low: vit.readChange(read('low')), few: vit.readChange(read('few'))"
+        " };"
+        "return { labels: d.map((e) => e.label), numbers: [8, 3].map((k) => "
+        "[c.low, c.few].map((e) => vit.numbers(e, k))),"
+        "out: given.map((u) => { const W = vit.adapted(m, u.map(([name, alpha, keep]) "
+        "=> ({ change: c[name], alpha, keep })));"
+        "return d.map((e) => [...vit.forward(m.config, W, e.image)]); }) };",
+        tmp_path,
+        used,
+        base=base,
+        digits=packed.images(x, y),
+        **changes,
+    )
+    assert got["labels"] == y.tolist()
+    assert got["numbers"][0] == [86016, few.num_trainable]
+    assert got["numbers"][1][0] == 3 * 86016 // 8
+    for u, out in zip(used, got["out"], strict=True):
+        W = packed.adapted(base, [(changes[n], a, k) for n, a, k in u])
+        want = logits(W, x)
+        gap = (torch.tensor(out) - want).abs().max() / want.abs().max()
+        assert gap < 1e-5, (u, gap)
+
+
+def test_eight_bits_change_a_logit_by_little():
+    """Against the model itself: int8 by rows moves logits by half a hundredth of their
+    size at most, a thousandth on average, and no answer."""
+    x, _ = pick(10)
+    model = hra.zoo.vit("tiny")
+    want = logits(dict(model.named_parameters()), x)
+    got = logits(packed.unpack(packed.vit(model)), x)
+    off = (got - want).abs() / want.abs().max()
+    assert off.mean() < 1e-3 and off.max() < 5e-3
+    assert torch.equal(got.argmax(1), want.argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("method", "hyper"), [(hra.LoRA, {"r": 8}), (hra.SHiRA, {"density": 0.1})]
+)
+def test_a_whole_change_is_the_adapter(method, hyper):
+    tuned = drawn(hra.zoo.vit("tiny"), method, **hyper)
+    data = packed.change(tuned.adapters)
+    base = packed.vit(hra.zoo.vit("tiny"))
+    before, after = packed.unpack(base), packed.adapted(base, [(data, 1.0, 8)])
+    for site, a in tuned.adapters.items():
+        want = a.delta_weight().detach()
+        got = after[f"{site}.weight"] - before[f"{site}.weight"]
+        assert (got - want).norm() < 0.015 * want.norm()
+
+
+def test_a_cut_change_is_the_best_of_its_rank_or_the_largest_entries():
+    base = packed.vit(hra.zoo.vit("tiny"))
+    plain = packed.unpack(base)
+    site = "vit.layers.2.mlp.fc1"
+    for method, hyper in ((hra.LoRA, {"r": 8}), (hra.SHiRA, {"density": 0.1})):
+        tuned = drawn(hra.zoo.vit("tiny"), method, **hyper)
+        data = packed.change(tuned.adapters)
+        whole = tuned.adapters[site].delta_weight().detach()
+        cut = packed.adapted(base, [(data, 1.0, 3)])[f"{site}.weight"]
+        cut = cut - plain[f"{site}.weight"]
+        if method is hra.LoRA:
+            want = hra.analysis.rank.truncate(whole, 3)
+            assert (cut - want).norm() < 0.02 * want.norm()
+        else:
+            kept = cut.abs() > 1e-7
+            assert kept.sum() == round(3 / 8 * int((whole != 0).sum()))
+            left = whole[(whole != 0) & ~kept].abs().max()
+            assert whole[kept].abs().min() > 0.97 * left  # int8 ties
+
+
+def test_a_change_that_is_neither_is_refused():
+    tuned = drawn(hra.zoo.vit("tiny"), hra.LoRA, r=40)
+    with pytest.raises(ValueError, match="rank 40 and no list of entries"):
+        packed.change(tuned.adapters)
+
+
+@needs_node
+def test_digits_and_their_shifts_are_the_librarys(tmp_path):
+    x, y = pick()
+    got = node(
+        "return vit.readImages(read('digits')).map((e) => [[...e.image], "
+        "...given.map((k) => [...vit.SHIFTS[k](e.image)])]);",
+        tmp_path,
+        ["rotated", "inverted"],
+        digits=packed.images(x, y),
+    )
+    got = torch.tensor(got).view(len(x), 3, 1, 28, 28)
+    assert_close(got[:, 0], x, rtol=0, atol=1e-6)
+    turned = digits.rotate(x, torch.full((len(x),), 45.0))
+    assert_close(got[:, 1], turned, rtol=0, atol=1e-5)
+    assert_close(got[:, 2], 1 - x, rtol=0, atol=1e-6)
+
+
+def arc(x, y, r, start=0, end=360):
+    turn = torch.deg2rad(torch.linspace(start, end, 40))
+    return torch.stack([x + r * turn.cos(), y + r * turn.sin()], 1).tolist()
+
+
+STROKES = {
+    0: [arc(140, 140, 70)],
+    1: [[[140, 60], [140, 220]]],
+    7: [[[80, 70], [190, 70], [120, 220]]],
+    3: [arc(135, 105, 40, -150, 90), arc(135, 185, 40, -90, 150)],
+    4: [[[100, 60], [80, 150], [190, 150]], [[165, 70], [165, 230]]],
+}
+
+
+@needs_node
+def test_a_drawing_is_sized_and_centred_as_mnist_is(tmp_path):
+    moved = [
+        [[[0.4 * px + 31, 0.4 * py + 77] for px, py in s] for s in strokes]
+        for strokes in STROKES.values()
+    ]
+    given = [*STROKES.values(), *moved, [], [[[50, 50]]]]
+    got = torch.tensor(
+        node("return given.map((s) => [...vit.raster(s)]);", tmp_path, given)
+    ).view(-1, 28, 28)
+    n = len(STROKES)
+    assert_close(
+        got[:n], got[n : 2 * n], rtol=0, atol=1e-4
+    )  # size and place: no matter
+    middle = torch.arange(28) + 0.5
+    for image in got[:n]:
+        for d in (0, 1):
+            assert abs(image.sum(d) @ middle / image.sum() - 14.5) < 0.25
+        assert max(int((image.amax(d) > 0).sum()) for d in (0, 1)) in (20, 21)
+    assert got[2 * n].abs().sum() == 0 and got[-1].max() > 0.8
+    # so are the digits themselves, of as much ink
+    x, y = digits.digits("test")
+    mass = x.sum((1, 2, 3))
+    for d in (2, 3):
+        at = x.sum(5 - d).flatten(1) @ middle / mass
+        assert at.min() > 13.99 and at.max() < 15.01
+    usual = torch.stack([mass[y == c].mean() for c in STROKES]).mean()
+    assert 0.85 < got[:n].sum((1, 2)).mean() / usual < 1.15
+    model = hra.zoo.vit("tiny")
+    said = model(pixel_values=(got[:n, None] - digits.MEAN) / digits.STD).logits
+    assert said.argmax(1).tolist() == list(STROKES)
+
+
+def test_files_are_the_same_every_time_and_small():
+    first, again = (packed.vit(hra.zoo.vit("tiny")) for _ in range(2))
+    assert first == again
+    assert packed.name_of("vit-tiny", first) == packed.name_of("vit-tiny", again)
+    low = packed.change(drawn(hra.zoo.vit("tiny"), hra.LoRA, r=8).adapters)
+    shown = packed.images(*pick(10))
+    assert 4 / 3 * sum(map(len, (first, low, shown))) < 1.3e6
+
+
+def test_scripts_are_written_where_the_site_wants_them(tmp_path, monkeypatch):
+    monkeypatch.delenv(packed.FOLDER, raising=False)
+    packed.write_scripts({"a-1": b"\0\1"})
+    monkeypatch.setenv(packed.FOLDER, str(tmp_path / "new"))
+    packed.write_scripts({"a-1": b"\0\1"})
+    packed.write_scripts({"a-1": b"\0\1"})
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a-1.js"]
+    text = (tmp_path / "new" / "a-1.js").read_text()
+    assert text == '(globalThis.hraFiles ??= {})["a-1"]="AAE=";\n'
