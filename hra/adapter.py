@@ -33,6 +33,9 @@ class Adapter(nn.Module):
 
     no_delta = ""  # why there is no ΔW, for a method that has none
     whole_model = False  # whether the model itself is the layer (see `hra.whole`)
+    # what a step may be, as far as the bill depends on it: `law` gets the present one
+    phases: tuple[str, ...] = ("",)
+    phase = ""
 
     def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:
         super().__init__()
@@ -191,9 +194,13 @@ class Adapter(nn.Module):
         return cls.plan(sites, **hyper)
 
     @classmethod
-    def law(cls, *_: Any, **hyper: Any) -> Law:
-        """What a training step holds of one layer (`hra.memory`); of `hyper`, `grad`
-        says whether x needs a gradient.
+    def law(cls, *_: Any, **given: Any) -> Law:
+        """What a training step holds of one layer (`hra.memory`).
+
+        `given`, all by keyword: the hyperparameters; grad, whether x needs a gradient;
+        phase, one of `phases` (a method that observes now and then keeps x then); and,
+        where they are known, d_out, d_in, site and the adapter itself. A subclass
+        changes what `super().law(**given)` says with `dataclasses.replace`.
         """
         raise ValueError(
             f"{cls.__name__} states no law. Override `law`, or measure it: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch.autograd.function import once_differentiable
 from hra import linear, masks, sparse
 from hra.adapter import Adapter
 from hra.law import Law
+
+# `few` below, as text: 1 if true, else 0
+FEW = "min(1, max(0, (15 + 4*min(1, max(0, d_in - d_out)))*d_in - 20*columns))"
 
 
 class Entries(Adapter):
@@ -164,27 +168,25 @@ class Entries(Adapter):
     @classmethod
     def law(
         cls,
-        d_out: int,
-        d_in: int,
         adapter: Any = None,
-        index: Tensor | None = None,
-        **hyper: Any,
+        sizes: Mapping[str, int | str] | None = None,
+        **given: Any,
     ) -> Law:
-        """K entries that touch `columns` columns; x is copied only if some are left
-        out.
-        """
-        K, columns = (
-            (len(adapter.index), len(adapter.columns))
-            if index is None
-            else (len(index), len((index % d_in).unique()))
-        )
+        """K entries that touch `columns` columns; x is copied only if it is `few`."""
+        if adapter is not None:
+            sizes = {"K": len(adapter.index), "columns": len(adapter.columns)}
+        if sizes is None:
+            raise ValueError(
+                f"the entries of {cls.__name__} follow from no rule: give adapter=, or "
+                "measure it: hra.memory.measure."
+            )
         return Law(
             {"values": "K"},
-            {"columns of x": "columns"} if few(columns, d_out, d_in) else {"x": "d_in"},
+            {"columns of x": "few*columns", "x": "(1 - few)*d_in"},
             frozen={"displaced": "K"},
-            wide={"index": "K", "columns touched": "columns"},
-            full=True,
-            sizes={"K": K, "columns": columns},
+            int64={"index": "K", "columns touched": "columns"},
+            fp32=True,
+            sizes={**sizes, "few": FEW},
         )
 
     # ---- files
@@ -287,7 +289,7 @@ def few(columns: int, d_out: int, d_in: int) -> bool:
     Layers that read one x (q, k and v; gate and up) are seldom much narrower than x;
     one that narrows has it to itself.
     """
-    return columns < (0.95 if d_out < d_in else 0.75) * d_in
+    return 20 * columns < (19 if d_out < d_in else 15) * d_in
 
 
 def digest(index: Tensor) -> Tensor:

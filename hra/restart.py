@@ -69,13 +69,13 @@ class Restart:
         return super().own_tensors() | {"past": linear.weight(self.base).data}
 
     @classmethod
-    def law(cls, *_: Any, **hyper: Any) -> Law:
+    def law(cls, *_: Any, **given: Any) -> Law:
         """The method's own, and the pretrained weight beside the one that the layer
         holds.
         """
-        own = super().law(**hyper)
+        own = super().law(**given)
         return replace(
             own,
             frozen=own.frozen | {"pristine": "d_out*d_in"},
-            wide=own.wide | {"rounds": "1"},
+            int64=own.int64 | {"rounds": "1"},
         )

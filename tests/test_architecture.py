@@ -33,6 +33,7 @@ FLOOR = {
 }
 SAME_FLOOR = {
     "methods",
+    "memory",
     "analysis",
     "viz",
     "zoo",

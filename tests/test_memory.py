@@ -1,6 +1,7 @@
 """The bill: what the formulas say is what autograd and Adam hold, to the byte."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 import hra
 from hra import memory
+from hra.methods.lorafa import LoRAFA
 from tests.test_every_adapter import CASES
 
 PLAN = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -66,10 +68,43 @@ def test_the_derived_bill_is_the_measured_one(name, layout, shape, dtype):
         assert memory.measure(tuned, {"x": x}) == derived, derived.kept
 
 
-def test_every_method_has_a_law():
-    for method in hra.METHODS.values():
-        if method.__name__ not in NO_LAYER:
-            assert memory.law(method).trained
+class Keep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, x):
+        ctx.save_for_backward(x)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, None
+
+
+class Looking(LoRAFA):
+    """LoRA-FA never needs x; while it looks, this one keeps it too."""
+
+    phases = ("", "looking")
+
+    def forward(self, x):
+        y = super().forward(x)
+        return Keep.apply(y, x) if self.phase else y
+
+    @classmethod
+    def law(cls, *_, phase="", **given):
+        law = super().law(**given)
+        return replace(law, token=law.token | {"x": "d_in"}) if phase else law
+
+
+def test_a_bill_depends_on_what_the_method_is_doing():
+    tuned = hra.attach(make("Linear", 20, 12, False, torch.float32), Looking, r=4)
+    (a,), x = tuned.adapters.values(), torch.randn(15, 12, requires_grad=True)
+    for a.phase, kept in (("", 4), ("looking", 4 + 12), ("", 4)):
+        bill = memory.cost(Looking, 20, 12, 15, r=4, phase=a.phase)
+        assert memory.measure(tuned, {"x": x}) == bill
+        assert bill.activations.numbers == 15 * kept
+    with pytest.raises(ValueError, match="Looking has '', 'looking'"):
+        memory.cost(Looking, 20, 12, 15, phase="asleep")
+    with pytest.raises(ValueError, match="LoRA has ''"):
+        memory.cost(hra.LoRA, 20, 12, 15, phase="looking")
 
 
 @settings(max_examples=25, deadline=None)
@@ -222,6 +257,70 @@ def test_measuring_changes_nothing():
     assert all(p.grad is None for p in model.parameters()) and not model.training
 
 
+class Stops(Exception):
+    pass
+
+
+@pytest.mark.parametrize("place", ["forward", "backward", "optimizer", "nowhere"])
+def test_after_measuring_a_model_is_as_it_was_whatever_happened(place):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.norm, self.out = (
+                nn.Linear(6, 6),
+                nn.BatchNorm1d(6),
+                nn.Linear(6, 6),
+            )
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            y = self.out(self.drop(self.norm(self.fc(x))))
+            if place == "backward":
+                y.register_hook(stop)
+            if place == "forward":
+                stop()
+            return y
+
+    def stop(*_):
+        raise Stops
+
+    class Optimizer(torch.optim.AdamW):
+        def step(self, closure=None):
+            super().step(closure)
+            if place == "optimizer":
+                stop()
+
+    model = Noisy()
+    model.norm.eval()  # as people freeze a norm
+    x = torch.randn(5, 6, requires_grad=True)
+    model(x).sum().backward() if place in ("optimizer", "nowhere") else None
+    grads = [t.grad for t in (x, *model.parameters())]
+    copies = [g if g is None else g.clone() for g in grads]
+    buffers, values = dict(model.named_buffers()), copy.deepcopy(model.state_dict())
+    modes, seed = [m.training for m in model.modules()], torch.get_rng_state()
+    try:
+        bill = memory.measure(model, {"x": x}, Optimizer)
+        assert bill.moments.numbers == 2 * bill.trained.numbers
+    except Stops:
+        assert place != "nowhere"
+    assert torch.equal(torch.get_rng_state(), seed)
+    assert [m.training for m in model.modules()] == modes
+    assert all(b is buffers[n] for n, b in model.named_buffers())
+    assert all(torch.equal(v, values[k]) for k, v in model.state_dict().items())
+    for t, grad, value in zip((x, *model.parameters()), grads, copies, strict=True):
+        assert t.grad is grad and (grad is None or torch.equal(grad, value))
+
+
+def test_the_moments_are_what_the_optimizer_holds():
+    model, x = make("Linear", 20, 12, False, torch.float32), torch.randn(3, 12)
+    for kind, moments in (
+        (torch.optim.SGD, 0),
+        (torch.optim.Adagrad, 240),
+        (torch.optim.Adafactor, 20 + 12),  # one number a row and a column
+    ):
+        assert memory.measure(model, {"x": x}, kind).moments.numbers == moments
+
+
 def test_presets_have_their_published_sizes():
     sizes = {n: p.parameters for n, p in memory.PRESETS.items()}
     assert sizes["GPT-2 small"] == 124_439_808 and sizes["GPT-2 XL"] == 1_557_611_200
@@ -269,6 +368,8 @@ def test_bad_arguments(kwargs, error, words):
 def test_what_cannot_be_predicted_or_measured():
     with pytest.raises(ValueError, match="nothing of this model trains"):
         memory.measure(nn.Linear(2, 2).requires_grad_(False), {})
+    with pytest.raises(ValueError, match="without a loss: put labels"):
+        memory.measure(gpt2(), {"input_ids": torch.arange(8)[None]})
     with pytest.raises(ValueError, match=r"predict knows .* 'One'"):
         memory.predict(make("Linear", 2, 2, False, torch.float32), {})
     with pytest.raises(ValueError, match="dropout"):

@@ -56,7 +56,7 @@ class AsyLoRA(LoRA):
         self.B.requires_grad_(self.trained == "B")
 
     @classmethod
-    def law(cls, train: str, dropout: float, grad: bool, **hyper: Any) -> Law:
+    def law(cls, dropout: float, grad: bool, train: str = "B", **hyper: Any) -> Law:
         if train == "A":
             return Law(
                 {"A": "r*d_in"}, kept_input(dropout, grad), frozen={"B": "d_out*r"}

@@ -52,4 +52,4 @@ class BitFit(Adapter):
 
     @classmethod
     def law(cls, **hyper: Any) -> Law:
-        return Law({"delta_b": "d_out"})
+        return Law({"delta_b": "d_out"}, bias=True)

@@ -68,4 +68,9 @@ class PRANC(Adapter):
 
     @classmethod
     def law(cls, grad: bool, **hyper: Any) -> Law:
-        return Law({"c": "m"}, {"x": "d_in"}, {"W": "d_out*d_in"} if grad else {})
+        return Law(
+            {"c": "m"},
+            {"x": "d_in"},
+            {"W": "d_out*d_in"} if grad else {},
+            shared=("c",),
+        )

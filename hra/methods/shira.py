@@ -12,6 +12,7 @@ itself and trains them there, with the displaced ones put aside; "hook" is the p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from hra.entries import Entries
 from hra.law import Law
 
 FORMS = ("overwrite", "hook", "delta")
+K_OF_DENSITY = "max(1, (2*density*d_out*d_in + 1)//2)"  # the nearest whole number
 
 
 class SHiRA(Entries):
@@ -176,33 +178,35 @@ class SHiRA(Entries):
     @classmethod
     def law(
         cls,
-        form: str,
-        grad: bool,
-        d_out: int = 1,
-        d_in: int = 1,
         adapter: Any = None,
-        **hyper: Any,
+        sizes: Mapping[str, int | str] | None = None,
+        form: str = "overwrite",
+        mask: str = "rand",
+        grad: bool = True,
+        d_out: int | None = None,
+        d_in: int | None = None,
+        **given: Any,
     ) -> Law:
-        """Masks that the weights decide are taken to touch every column."""
-        index = None
-        if adapter is None:
-            if hyper["mask"] in ("rand", "struct"):
-                drawn: Any = cls(
-                    torch.nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False),
-                    **hyper,
-                )
-                index = drawn.index
+        """A mask that no one has drawn yet, because the weights decide it or the shape
+        is not known, is taken to touch as many columns as it can.
+        """
+        density, count = given["density"], given["count"]
+        K: int | str = K_OF_DENSITY if count is None else count
+        if adapter is None and d_out and d_in:
+            if mask in ("rand", "struct"):
+                layer = torch.nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False)
+                own = {k: v for k, v in given.items() if k != "phase"}
+                adapter = cls(layer, mask, **own)
             else:
-                index = torch.arange(
-                    masks.budget(d_out, d_in, hyper["density"], hyper["count"])
-                )
-        law = super().law(d_out, d_in, adapter, index)
+                K = masks.budget(d_out, d_in, density, count)
+        elif adapter is None and mask == "struct":
+            raise ValueError("the law of a struct mask needs d_out and d_in.")
+        law = super().law(adapter, sizes or {"K": K, "columns": "min(K, d_in)"})
         if form == "overwrite":
             return law
-        trained = {"dense": "d_out*d_in"} if form == "hook" else law.trained
         return replace(
             law,
-            trained=trained,
+            trained={"dense": "d_out*d_in"} if form == "hook" else law.trained,
             token={"x": "d_in"},
             once={"W": "d_out*d_in"} if grad else {},
         )

@@ -124,7 +124,7 @@ class VeRA(Adapter):
             {"b": "d_out", "d": "r"},
             token,
             frozen={"A": "r*d_in", "B": "d_out*r"},
-            shared=True,
+            shared=("A", "B"),
         )
 
     def extra_repr(self) -> str:

@@ -1,0 +1,40 @@
+"""The bill of fine-tuning, to the byte: derived from formulas (`cost`, `predict`) and
+read off autograd (`measure`).
+
+Five things are held at the fullest moment of a step, each counted once:
+  weights      every number that does not train: W0, the bias, frozen factors and bases
+  trained      every number that trains (in ordinary mixed precision: both copies)
+  gradients    one number for each trained one, held until the optimizer's step
+  moments      two for each trained one (Adam: Kingma and Ba, 2014, arXiv:1412.6980)
+  activations  what autograd keeps of the forward pass for the backward pass, without
+               parameters and buffers
+`peak` is their sum. Temporaries that live inside one operation are not in it.
+
+The formulas are text (`hra.law`), so that the book shows, and its calculator evaluates,
+exactly what is computed here.
+"""
+
+from hra.law import Law, evaluate
+from hra.memory.bill import PLAIN, PLANS, Amount, Bill, Plan, cost, law
+from hra.memory.measure import amount, measure, saved
+from hra.memory.predict import predict
+from hra.memory.presets import PRESETS, Preset, preset_cost
+
+__all__ = [
+    "PLAIN",
+    "PLANS",
+    "PRESETS",
+    "Amount",
+    "Bill",
+    "Law",
+    "Plan",
+    "Preset",
+    "amount",
+    "cost",
+    "evaluate",
+    "law",
+    "measure",
+    "predict",
+    "preset_cost",
+    "saved",
+]
