@@ -22,6 +22,7 @@ book: .venv/.stamp
 test: lint unit nbval site
 
 lint: .venv/.stamp
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python tools/notebooks.py check

@@ -34,6 +34,17 @@ def tags(cell):
     return cell.metadata.get("tags", [])
 
 
+def merged(outputs):
+    """One text for what a cell printed: where the kernel cuts it is chance."""
+    out = []
+    for o in outputs:
+        if o.output_type == "stream" and out and out[-1].get("name") == o.name:
+            out[-1].text += o.text
+        else:
+            out.append(o)
+    return out
+
+
 def clean(nb):
     """The one committed form of a notebook."""
     nb = nbformat.from_dict(nb)
@@ -52,6 +63,7 @@ def clean(nb):
         n += 1
         if KEEP in tags(c) and c.get("outputs"):
             c.execution_count = n
+            c.outputs = merged(c.outputs)
             for o in c.outputs:
                 if "execution_count" in o:
                     o.execution_count = n

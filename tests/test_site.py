@@ -1,0 +1,144 @@
+"""The rules of the built pages: each finds the fault that it is for, and no other."""
+
+import importlib.util
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+site = load(ROOT / "tools/check_site.py")
+
+HEAD = (
+    "<!doctype html><html data-theme=dark><style>body{margin:0;background:#121212;"
+    "color:#ddd}article{padding:16px}pre{overflow-x:auto;font:8px monospace}"
+    "figure{margin:0}</style><main><article><h1>8. Title</h1>"
+)
+DRAWN = "<svg role=img aria-label=x width=60 height=60><circle cx=30 cy=30 r=9 /></svg>"
+CAPTION = "<figcaption><span class=caption-number>Figure 8.1 </span>text</figcaption>"
+SHORT = 90 * "x"
+EXERCISE = '<div class="exercise admonition"><p class=admonition-title><span class='
+THEOREM = (
+    '<div class="proof theorem admonition"><p class=admonition-title>'
+    "<span class=caption-number>{}</span> (T)</p></div>"
+)
+WHITE = '<rect width="60" height="60" fill="#fff" />'
+
+GOOD = [
+    f"<figure>{DRAWN}{CAPTION}</figure>",
+    THEOREM.format("Theorem 8.2 "),
+    f"{EXERCISE}caption-number>Exercise 8.1 </span></p></div>",
+    f"<div class=highlight><pre>{88 * 'x'}</pre></div>",
+    f"<div class=cell_output><div class=highlight><pre>{60 * 'x'}</pre></div></div>",
+    f"<div style=overflow-x:auto><table><tr><td>{SHORT}</table></div>",
+    '<div class=math><span class=eqno>(8.1)<a href="#">#</a></span></div>',
+]
+BAD = {
+    "a line of code of 90 columns": f"<div class=highlight><pre>{SHORT}</pre></div>",
+    "a printed result of 90 columns is cut": "<div class=cell_output>"
+    f"<div class=highlight><pre>{SHORT}</pre></div></div>",
+    "a table is cut": "<div style=overflow-x:hidden><table><tr><td>"
+    f"{SHORT}</table></div>",
+    "an equation is cut": "<div class=math><mjx-container>"
+    "<svg width=500 height=20></svg></mjx-container></div>",
+    "an equation shrinks to 46 %": "<div class=math><mjx-container>"
+    '<svg width=780 height=20 style="max-width:100%"></svg></mjx-container></div>',
+    "an equation meets its number": "<div class=math><span class=eqno "
+    "style=position:absolute>(8.1)</span><mjx-container><svg width=300 height=20>"
+    "</svg></mjx-container></div>",
+    "a figure without alternative text": f"<figure>{CAPTION}"
+    f"{DRAWN.replace('aria-label=x', '')}</figure>",
+    "a figure without a caption": f"<figure>{DRAWN}</figure>",
+    "a figure without its number": f"<figure>{DRAWN}<figcaption>text</figcaption>"
+    "</figure>",
+    "a figure is dimmed": f"<figure style=filter:none>{CAPTION}"
+    f"{DRAWN.replace('<svg', '<svg style=filter:brightness(.8)')}</figure>",
+    "a picture on a pale slab": f"<figure>{CAPTION}"
+    f"{DRAWN.replace('<circle', WHITE + '<circle')}</figure>",
+    "a theorem without its number": THEOREM.format("Theorem 3 "),
+    "a exercise without its number": f"{EXERCISE}x>Exercise</span></p></div>",
+    "an equation without its number": "<div class=math><span class=eqno>(1)</span>"
+    "</div>",
+}
+
+
+@pytest.fixture(scope="module")
+def page():
+    chromium = next(filter(None, map(shutil.which, site.BROWSERS)), None)
+    if chromium is None and not os.environ.get("HRA_REQUIRE_BROWSER"):
+        pytest.skip("no Chromium found")
+    with site.browser(chromium) as ctx:
+        yield ctx.new_page()
+
+
+def findings(page, body, rel="notebooks/08_title.html"):
+    page.set_content(HEAD + body)
+    found = []
+    site.check_rules(page, rel, found.append)
+    return sorted({re.sub(" at [0-9]+ px", "", text.split(":")[0]) for text in found})
+
+
+def test_a_page_that_keeps_the_rules(page):
+    assert findings(page, "".join(GOOD)) == []
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_each_fault_is_found_alone(page, fault):
+    found = findings(page, BAD[fault])
+    assert len(found) == 1 and found[0].startswith(fault)
+
+
+def test_the_number_is_that_of_the_file(page):
+    found = findings(page, THEOREM.format("Theorem 8.2 "), "notebooks/09_title.html")
+    assert found == ["a chapter without its number", "a theorem without its number"]
+    assert findings(page, THEOREM.format("Theorem 2 "), "book/intro.html") == []
+
+
+def test_without_a_browser_it_fails_where_one_is_required(monkeypatch, capsys):
+    monkeypatch.setattr(site.sys, "argv", ["check_site.py"])
+    monkeypatch.setattr(site.shutil, "which", lambda name: None)
+    monkeypatch.setattr(site, "BROWSERS", ("no-such-browser",))
+    monkeypatch.delenv("HRA_REQUIRE_BROWSER", raising=False)
+    assert site.main() == 0
+    monkeypatch.setenv("HRA_REQUIRE_BROWSER", "1")
+    assert site.main() == 1
+    assert "no-such-browser" in capsys.readouterr().out
+
+
+def test_chapters_are_numbered_by_their_files():
+    pytest.importorskip("sphinx_external_toc")
+    numbers = load(ROOT / "tools/sphinx_ext/hra_numbers.py")
+    assert numbers.chapter("notebooks/08_shira_masks") == 8
+    assert numbers.chapter("notebooks/12_shipping") == 12
+    assert numbers.chapter("book/intro") is None
+
+
+def test_what_a_cell_shows_as_a_figure_becomes_one():
+    pytest.importorskip("sphinx")
+    from docutils import nodes, utils
+
+    figures = load(ROOT / "tools/sphinx_ext/hra_figures.py")
+    document = utils.new_document("x")
+    raw = nodes.raw(
+        text='<figure id="fig:a" class="hra-plot"><svg></svg><figcaption>One <em>two'
+        "</em> $x^2$ &amp; three</figcaption></figure>",
+        format="html",
+    )
+    figure = figures.as_figure(document, raw)
+    body, caption = figure.children
+    assert body.astext() == "<svg></svg>"
+    assert caption.astext() == "One two x^2 & three"
+    assert [type(c) for c in caption][1::2] == [nodes.emphasis, nodes.math]
+    assert figure["ids"] == ["fig-a"] and figure["classes"] == ["hra-plot"]
+    assert figures.as_figure(document, nodes.raw(text="<svg></svg>")) is None
