@@ -32,6 +32,7 @@ class Adapter(nn.Module):
     """
 
     no_delta = ""  # why there is no ΔW, for a method that has none
+    family = ""  # of the literature: gives the method its colour (see `hra.viz`)
     whole_model = False  # whether the model itself is the layer (see `hra.whole`)
     # what a step may be, as far as the bill depends on it: `law` gets the present one
     phases: tuple[str, ...] = ("",)

@@ -28,6 +28,7 @@ class Entries(Adapter):
     ones (`stash`) aside.
     """
 
+    family = "sparse"
     values: Float[Tensor, " K"]
     index: Int[Tensor, " K"]
     stash: Float[Tensor, " K"]

@@ -20,6 +20,7 @@ class WholeModel(Adapter):
     args, kwargs, output)`.
     """
 
+    family = "before LoRA"
     whole_model = True
     # under this name it is a part of the model: it moves, copies and saves with it
     NAME = "hra_adapter"

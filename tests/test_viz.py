@@ -7,13 +7,17 @@ import re
 import shutil
 import subprocess
 import tempfile
+from itertools import combinations
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from matplotlib.text import Text
 
 import hra
 from hra.viz import RankSlider
+from hra.viz.style import VARIABLES
 
 VIZ = Path(hra.__file__).parent / "viz"
 node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -155,17 +159,16 @@ def test_without_a_kernel_the_panel_shows_the_recorded_run():
 
 def test_a_figure_shows_itself_with_words_for_those_who_do_not_see_it():
     fig = hra.viz.intervals(
-        {"LoRA r=1": (2.0, 0.1)}, "bits a character", {"before": 3.0}
+        {"LoRA r=1": (2.0, 0.1)}, "bits per character", {"before": 3.0}
     )
     bundle = fig._repr_mimebundle_()
-    assert (
-        'alt="Intervals of bits a character: LoRA r=1 2.00 plus or minus 0.10"'
-        in bundle["text/html"]
-    )
-    assert bundle["image/png"] and "data:image/png" in bundle["text/html"]
-    other, ax = hra.viz.figure()
-    ax.set(xlabel="step", ylabel="loss")
-    assert other.words() == "Plot: loss against step"
+    said = "Intervals of bits per character: LoRA r=1 2.00 plus or minus 0.10"
+    assert f'aria-label="{said}; before 3.00"' in bundle["text/html"]
+    assert bundle["image/png"] and bundle["text/plain"].startswith(said)
+    places = {"c_attn": (2.0, 0.1)}
+    assert hra.viz.intervals(places, "bits", method="LoRA").svg()
+    with pytest.raises(ValueError, match="'c_attn' is no method"):
+        hra.viz.intervals(places, "bits")
 
 
 @node
@@ -329,3 +332,182 @@ def test_a_kernel_gets_the_shared_script_too():
     w = slider()
     assert w._esm == w.script() and w._esm.startswith(shared)
     assert w.script().count("export default") == 1
+
+
+def lines(**kw):
+    words = {"caption": "Both fall.", "alt": "Loss from 3 to 2."}
+    fig, ax = hra.viz.figure(5, 3, **words | kw)
+    for k, name in enumerate(("LoRA", "DoRA", "SHiRA", "before")):
+        y = [3 - step / 10 + k / 100 for step in range(11)]
+        ax.plot(range(11), y, label=f"{name} <r = 8>", **hra.viz.look(name))
+    ax.set(xlabel="step 0.123456", ylabel="loss", yscale="log")
+    return fig, ax
+
+
+def test_a_figure_needs_caption_and_alt():
+    with pytest.raises(TypeError):
+        hra.viz.figure(6, 3)
+    with pytest.raises(ValueError, match=r"caption=.*in a sentence"):
+        lines(caption=" ")
+    with pytest.raises(ValueError, match="alt=''"):
+        lines(alt="")
+
+
+def test_a_figure_goes_into_the_page_as_svg_in_its_own_ink():
+    fig, ax = lines(caption='"A" < B', alt="A & B")
+    hra.viz.label_lines(ax)
+    svg, page = fig.svg(), fig._repr_mimebundle_()["text/html"]
+    root = ElementTree.fromstring(svg)
+    assert root.get("aria-label") == "A & B" and root.get("role") == "img"
+    assert page.startswith("<figure ") and page.endswith("</figure>")
+    assert "<figcaption>&quot;A&quot; &lt; B</figcaption>" in page
+    # text, axes and baselines are in the page's colour, on no ground of their own
+    paint = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", svg))
+    own = {f"var({v},{hra.viz.FAMILIES[k]})" for k, v in VARIABLES.items()}
+    assert paint <= {"none", "currentColor", "#808080", *own} | {
+        f"var(--hra-before,{hra.viz.FAMILIES['before LoRA']})"
+    }
+    # a number in a label keeps its digits; coordinates have two
+    assert "step 0.123456" in svg
+    assert not re.search(r"\d\.\d{3}", re.sub(r">[^<]*<", "><", svg))
+    assert "LoRA &lt;r = 8&gt;" in svg and "<metadata" not in svg
+
+
+def test_a_figure_is_the_same_in_every_run_and_its_ids_are_its_own():
+    fig, ax = lines()
+    hra.viz.label_lines(ax)
+    again, ax = lines()
+    hra.viz.label_lines(ax)
+    assert fig.svg() == fig.svg() == again.svg() and fig.png() == again.png()
+    other = lines(alt="Another.")[0].svg()
+    ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in (fig.svg(), other)]
+    assert ids[0] and not ids[0] & ids[1]
+    for svg, own in zip((fig.svg(), other), ids, strict=True):
+        assert set(re.findall(r'(?:url\(|href=")#([^")]+)', svg)) <= own
+
+
+def test_labels_stand_apart_at_the_ends_of_the_lines():
+    fig, ax = lines()
+    hra.viz.label_lines(ax)
+    fig.draw_without_rendering()
+    boxes = [Text.get_window_extent(t) for t in ax.texts]  # without the leaders
+    assert len(boxes) == 4 and all(b.x0 >= ax.bbox.x1 for b in boxes)
+    assert all(0 <= b.x0 and b.x1 <= fig.bbox.x1 for b in boxes)
+    assert not any(a.overlaps(b) for a in boxes for b in boxes if a is not b)
+    # the order of the labels is that of the ends
+    ends = sorted(ax.get_lines(), key=lambda line: line.get_ydata()[-1])
+    tops = sorted(ax.texts, key=lambda t: Text.get_window_extent(t).y0)
+    assert [t.get_text() for t in tops] == [line.get_label() for line in ends]
+
+
+def test_a_line_that_ends_early_has_its_label_there():
+    _, ax = lines()
+    ax.plot([0, 4], [2.9, 2.8], label="short")
+    hra.viz.label_lines(ax)
+    (short,) = [t for t in ax.texts if t.get_text() == "short"]
+    assert short.xy[0] < 0.6
+
+
+def test_every_method_has_a_family_and_its_own_look():
+    looks = [tuple(hra.viz.look(m).items()) for m in hra.METHODS]
+    assert len(set(looks)) == len(hra.METHODS)
+    for name, method in hra.METHODS.items():
+        assert method.family in hra.viz.FAMILIES
+        assert hra.viz.colour(name) == hra.viz.FAMILIES[method.family]
+    for name in ("Lora", "ordinary", ""):
+        with pytest.raises(ValueError, match="no method; there are FullFT, LoRA"):
+            hra.viz.colour(name)
+    masks = [hra.viz.look("SHiRA", variant=k) for k in range(5)]
+    assert len({m["marker"] for m in masks}) == 5
+    assert len({m["color"] for m in masks}) == 1
+
+
+def luminance(colour):
+    c = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    c = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in c]
+    return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]
+
+
+def oklab(colour):
+    c = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in c)
+    lms = (
+        0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b,
+        0.2119034982 * r + 0.6806995451 * g + 0.1073969566 * b,
+        0.0883024619 * r + 0.2817188376 * g + 0.6299787005 * b,
+    )
+    x, y, z = (v ** (1 / 3) for v in lms)
+    return torch.tensor(
+        [
+            0.2104542553 * x + 0.793617785 * y - 0.0040720468 * z,
+            1.9779984951 * x - 2.428592205 * y + 0.4505937099 * z,
+            0.0259040371 * x + 0.7827717662 * y - 0.808675766 * z,
+        ]
+    )
+
+
+def test_the_palette_is_seen_on_white_and_on_black_and_told_apart():
+    colours = [c for c in hra.viz.FAMILIES.values() if c != hra.viz.INK]
+    colours += hra.viz.PARTS.values()
+    dark = luminance("#14181e")
+    for c in colours:
+        assert 1.05 / (luminance(c) + 0.05) >= 3
+        assert (luminance(c) + 0.05) / (dark + 0.05) >= 3
+    for a, b in combinations(colours, 2):
+        assert (oklab(a) - oklab(b)).norm() > 0.08
+
+
+@node
+def test_widgets_and_figures_have_one_palette():
+    page = javascript(RankSlider, "base.palette")
+    ours = {
+        k: f"var({VARIABLES[k]},{c})" if k in VARIABLES else c
+        for k, c in hra.viz.FAMILIES.items()
+    }
+    assert page["families"] == ours | {"full": "currentColor"}
+    assert page["parts"] == hra.viz.PARTS
+
+
+def test_a_table_says_the_same_to_everybody():
+    rows = [["LoRA <8>", 147_456, (2.0449, 0.012), True], ["before", 0, 2.39, None]]
+    columns = {
+        "setting": None,
+        "trained": None,
+        "bits": ".2f",
+        "ahead": lambda b: "yes" if b else "no",
+    }
+    table = hra.viz.table(rows, columns, caption="A & B", verdict="It gains < 1 bit.")
+    assert str(table).splitlines() == [
+        "A & B",
+        "setting   trained         bits  ahead",
+        "-------------------------------------",
+        "LoRA <8>  147,456  2.04 ± 0.01    yes",
+        "before          0         2.39",
+        "It gains < 1 bit.",
+    ]
+    root = ElementTree.fromstring(table.html())
+    (frame,) = root.findall("div")
+    assert frame.get("role") == "region" and frame.get("tabindex") == "0"
+    assert "overflow-x:auto" in frame.get("style")
+    scopes = [th.get("scope") for th in root.iter("th")]
+    assert scopes == ["col"] * 4 + ["row"] * 2
+    assert root.find(".//caption").text == "A & B"
+    assert root.findall("p")[0].text == "It gains < 1 bit."
+    numbers = root.findall(".//td")
+    assert all("text-align:right" in td.get("style") for td in numbers)
+    assert [td.text for td in numbers[:2]] == ["147,456", "2.04 ± 0.01"]
+
+
+def test_a_table_of_a_mapping_and_its_refusals():
+    table = hra.viz.table(
+        {"LoRA r=8": (2.0449, 0.012), "FullFT": (1.9, 0.1)},
+        ["setting", "bits"],
+        caption="Bits",
+    )
+    assert table.cells[1:] == [["LoRA r=8", "2.04 ± 0.01"], ["FullFT", "1.90 ± 0.10"]]
+    with pytest.raises(ValueError, match="'a' has 2 cells for 3 columns"):
+        hra.viz.table([["a", 1]], ["x", "y", "z"], caption="c")
+    with pytest.raises(ValueError, match="caption"):
+        hra.viz.table([["a", 1]], ["x", "y"], caption=" ")
+    with pytest.raises(ValueError, match="at least one row"):
+        hra.viz.table([], ["x", "y"], caption="c")

@@ -19,6 +19,7 @@ from hra.law import Law
 class BitFit(Adapter):
     """Trains the layer's d_out biases. Raises ValueError for a layer without a bias."""
 
+    family = "before LoRA"
     delta_b: Float[Tensor, " d_out"]
 
     def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:

@@ -22,6 +22,7 @@ from hra.law import Law
 class FullFT(Adapter):
     """Trains all d_out · d_in numbers of the layer's weight; the bias stays frozen."""
 
+    family = "full"
     delta: Float[Tensor, "d_out d_in"]
 
     def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:

@@ -27,6 +27,7 @@ class LinAdapter(Adapter):
     ValueError for a bad r, as LoRA does.
     """
 
+    family = "before LoRA"
     no_delta = (
         "it puts a nonlinear bottleneck behind the layer, which no weight can hold"
     )

@@ -25,6 +25,7 @@ class LoRA(Adapter):
     outside [0, 1).
     """
 
+    family = "low rank"
     A: Float[Tensor, "r d_in"]
     B: Float[Tensor, "d_out r"]
 

@@ -26,6 +26,7 @@ class PRANC(Adapter):
     an m that is no integer above 0.
     """
 
+    family = "seeded"
     coefficients: Float[Tensor, " m"]
 
     def __init__(

@@ -47,6 +47,7 @@ class VeRA(Adapter):
     ValueError for r below 1 or d_init = 0.
     """
 
+    family = "low rank"
     b: Float[Tensor, " d_out"]
     d: Float[Tensor, " r"]
 

@@ -1,18 +1,72 @@
-"""Figures and widgets: the only home of matplotlib, ipywidgets and anywidget."""
+"""Figures, tables and widgets: the only home of matplotlib, ipywidgets and anywidget.
+
+What a chapter calls. All of it is right in light and dark, at 390 px, from a file, and
+says itself in words; nothing needs a kernel but `live`.
+
+A figure: `caption` and `alt` are required; `look` gives a method its colour, marker and
+dash; labels stand at the lines' ends, no legend; the figure ends the cell.
+
+    fig, ax = viz.figure(6, 3, caption="Both fall; LoRA later.", alt="Loss: …")
+    ax.plot(steps, losses, label="LoRA, r = 8", **viz.look("LoRA"))
+    ax.set(xlabel="step", ylabel="loss (nats per token)"); viz.label_lines(ax); fig
+
+`fig, (left, right) = viz.figure(7, 3, 2, ...)` for two; `fig.caption = ...` later.
+`viz.look("SHiRA", variant=1)` tells variants of one method apart (five masks);
+"before", "chance" and "random" are baselines, dotted in the page's ink. An unknown
+method is an error. `viz.FAMILIES` and `viz.PARTS` are the colours, `viz.INK` the text.
+
+A table: the first cell of a row names it; a pair is mean ± half-width; the verdict is a
+sentence that the cell writes from the numbers. Its plain text is rounded, so a cell
+tagged `nbval-check-output` may end with it.
+
+    viz.table([["LoRA, r = 8", 147_456, (2.04, 0.01)], ["before", 0, 2.39]],
+              {"setting": None, "trained": ",", "bits per character": ".2f"},
+              caption="After 60 steps", verdict=f"LoRA gains {gain:.2f} bits.")
+
+Plots ready made: `viz.intervals(rows, xlabel, lines, method=)`, `viz.bills(named)`,
+`viz.plot_log(log)`.
+
+A replay of recorded runs, in place of a picture of the live panel: a slider for each
+axis, the baseline beside. A curve is a list of values, or of (x, y).
+
+    viz.replay(["learning rate", "rank r"],
+               {(r["lr"], r["r"]): r["losses"] for r in runs}, ylabel="loss (nats)",
+               baseline={"full fine-tuning": losses}, ends={(lr, rank): bits, …})
+
+The widgets; each takes title=, caption=, marks=, presets= and predict=:
+
+    viz.RankSlider(delta, r=8, marks={"r": {"LoRA's 8": 8, "full rank": 192}})
+    viz.MaskExplorer({"rand": masks, "grad": masks}, densities, parts=("q", "k", "v"))
+    viz.SwitchCost(record["milliseconds"]["1"], d=4096)
+    viz.BillCalculator(method="LoRA", presets={"GPT-2": {"model": "GPT-2"}})
+    viz.MaskPainter()
+
+A prediction: the reader commits to a number or a choice, then sees the widget with the
+guess beside the answer. Once a chapter.
+
+    ask = viz.prediction("How many of 192 directions hold half of the energy?",
+                         answer, low=1, high=192, unit="directions")
+    viz.RankSlider(delta, predict=ask)
+
+A widget of one's own: subclass `StaticWidget`; `static.py` says how.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 from hra.viz.bill import BillCalculator
 from hra.viz.live import Panel as live
 from hra.viz.mask import MaskExplorer
+from hra.viz.plots import bills, intervals, plot_log
 from hra.viz.rank import RankSlider
 from hra.viz.static import StaticWidget, prediction
-from hra.viz.style import OTHERS, colour, figure
+from hra.viz.style import FAMILIES, INK, PARTS, colour, figure, label_lines, look
 from hra.viz.switch import SwitchCost
+from hra.viz.table import table
 
 __all__ = [
+    "FAMILIES",
+    "INK",
+    "PARTS",
     "BillCalculator",
     "MaskExplorer",
     "RankSlider",
@@ -22,86 +76,10 @@ __all__ = [
     "colour",
     "figure",
     "intervals",
+    "label_lines",
     "live",
+    "look",
     "plot_log",
     "prediction",
+    "table",
 ]
-
-
-def plot_log(log: Any, unit: str = "bits a character") -> Any:
-    """The loss of each step and, where there are evaluations, their curve beside it."""
-    both = bool(log.evaluations)
-    fig, axes = figure(7.5 if both else 5.0, 2.8, 2 if both else 1)
-    ax = axes[0] if both else axes
-    ax.plot(
-        [s["step"] for s in log.steps], log.losses, color=colour("LoRA"), linewidth=1
-    )
-    ax.set(xlabel="step", ylabel="loss (nats a token)")
-    if both:
-        axes[1].plot(
-            [e["step"] for e in log.evaluations],
-            [e["value"] for e in log.evaluations],
-            "o-",
-            color=colour("LoRA"),
-        )
-        axes[1].set(xlabel="step", ylabel=unit)
-    return fig
-
-
-def intervals(
-    rows: dict[str, tuple[float, float]],
-    xlabel: str,
-    lines: dict[str, float] | None = None,
-) -> Any:
-    """One row a setting: mean and half-width of its interval over the seeds; `lines`
-    are drawn across.
-    """
-    fig, ax = figure(6.5, 0.42 * len(rows) + 1.1)
-    for i, (name, (mean, half)) in enumerate(rows.items()):
-        ax.errorbar(
-            mean, -i, xerr=half, fmt="o", capsize=4, color=colour(name.split()[0])
-        )
-    for name, value in (lines or {}).items():
-        ax.axvline(value, color=colour(name), linestyle="--", label=name)
-    ax.set_yticks([-i for i in range(len(rows))], list(rows))
-    ax.set_xlabel(xlabel)
-    fig.alt = f"Intervals of {xlabel}: " + "; ".join(
-        f"{n} {m:.2f} plus or minus {h:.2f}" for n, (m, h) in rows.items()
-    )
-    if lines:
-        ax.legend(frameon=False)
-    return fig
-
-
-def bills(named: dict[str, Any]) -> Any:
-    """Stacked bars in MiB, one a bill (`hra.memory.Bill`)."""
-    fig, ax = figure(7.0, 0.45 * len(named) + 1.3)
-    left = [0.0] * len(named)
-    for i, part in enumerate(next(iter(named.values())).parts):
-        width = [b.parts[part].bytes / 2**20 for b in named.values()]
-        ax.barh(
-            [-k for k in range(len(named))],
-            width,
-            left=left,
-            label=part,
-            color=OTHERS[i],
-            edgecolor="white",
-            linewidth=0.5,
-            hatch=("", "//", "", "..", "")[i],
-        )
-        left = [a + b for a, b in zip(left, width, strict=True)]
-    ax.set_yticks([-k for k in range(len(named))], list(named))
-    ax.set_xlabel("held at once (MiB)")
-    ax.legend(
-        frameon=False,
-        ncols=5,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        fontsize=8,
-    )
-    fig.alt = "Bytes held at once: " + "; ".join(
-        f"{n}: "
-        + ", ".join(f"{k} {a.bytes / 2**20:.2f} MiB" for k, a in b.parts.items())
-        for n, b in named.items()
-    )
-    return fig

@@ -23,13 +23,15 @@ const base = (() => {
   const percent = (p) => `${+(100 * p).toPrecision(3)} %`;
   const ms = (t) => `${t < 0.1 ? t.toFixed(3) : t < 10 ? t.toFixed(2) : t.toFixed(1)} ms`;
 
-  // as in hra.viz.style: one colour a family, five more for the parts of a bill
+  // as in hra.viz.style: one colour a family, which a page may say better for its ground;
+  // five more for the parts of a bill
   const palette = {
-    families: { "low rank": "#2a78d6", sparse: "#d1661f", square: "#1b9e77", subnet: "#8e5bd0",
-      "before LoRA": "#808080", seeded: "#d6457f", full: "currentColor" },
+    families: { "low rank": "var(--hra-lowrank,#2a78d6)", sparse: "var(--hra-sparse,#d1661f)",
+      square: "var(--hra-square,#1b9e77)", subnet: "var(--hra-subnet,#8e5bd0)",
+      "before LoRA": "var(--hra-before,#808080)", seeded: "#d6457f", full: "currentColor" },
     parts: { weights: "#00a0b4", trained: "#a3830b", gradients: "#b0524a", moments: "#6f9a22",
       activations: "#6272a8" },
-    baseline: "#808080",
+    baseline: "var(--hra-before,#808080)",
   };
 
   const CSS = `
@@ -46,7 +48,7 @@ const base = (() => {
 .hra-frame button { font: inherit; color: inherit; background: transparent; min-height: 1.75rem; min-width: 1.75rem;
   border: 1px solid rgba(128,128,128,.7); border-radius: .3rem; padding: .1rem .55rem; cursor: pointer; }
 .hra-frame button:hover { background: rgba(128,128,128,.18); }
-.hra-frame button[aria-pressed=true] { border-color: #2a78d6; box-shadow: inset 0 0 0 1px #2a78d6; }
+.hra-frame button[aria-pressed=true] { border-color: var(--hra-lowrank,#2a78d6); box-shadow: inset 0 0 0 1px #2a78d6; }
 .hra-frame :focus-visible { outline: 2px solid #2a78d6; outline-offset: 2px; }
 .hra-frame svg { width: 100%; height: auto; display: block; }
 .hra-side { display: flex; flex-wrap: wrap; gap: .5rem 1rem; }

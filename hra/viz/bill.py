@@ -65,6 +65,12 @@ class BillCalculator(StaticWidget):
             "Stacked bars: what a training step holds in bytes, for a method and for "
             "ordinary fine-tuning",
         )
+        kwargs.setdefault("title", "What a training step holds")
+        kwargs.setdefault(
+            "caption",
+            "Drag r: watch the trained numbers, their gradients and moments grow, and "
+            "stop where the method is no longer cheaper than ordinary fine-tuning.",
+        )
         super().__init__(
             laws=laws,
             models=models,

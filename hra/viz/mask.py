@@ -135,7 +135,9 @@ class MaskExplorer(StaticWidget):
     def fallback_figure(self) -> Any:
         from hra.viz.style import figure
 
-        fig, (left, right) = figure(7.0, 3.0, 2)
+        fig, (left, right) = figure(
+            7.0, 3.0, 2, caption=self.caption or self.alt, alt=self.summary()
+        )
         one = self.table[self.rule][self.at]
         left.imshow(
             torch.tensor([int(c) for c in one["cells"]]).reshape(GRID, GRID),
@@ -160,5 +162,4 @@ class MaskExplorer(StaticWidget):
             ylabel="σᵢ / σ₁",
             title=f"rank at most {one['structural']}",
         )
-        fig.alt = self.summary()
         return fig

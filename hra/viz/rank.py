@@ -53,7 +53,7 @@ class RankSlider(StaticWidget):
     def fallback_figure(self) -> Any:
         from hra.viz.style import figure
 
-        fig, ax = figure()
+        fig, ax = figure(caption=self.caption or self.alt, alt=self.summary())
         k = range(1, len(self.sigma) + 1)
         ax.semilogy(k, self.sigma, color="#888")
         ax.semilogy(k[: self.r], self.sigma[: self.r], "o", markersize=3)

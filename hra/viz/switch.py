@@ -73,12 +73,11 @@ class SwitchCost(StaticWidget):
     def fallback_figure(self) -> Any:
         from hra.viz.style import figure
 
-        fig, ax = figure(6.5, 2.6)
+        fig, ax = figure(6.5, 2.6, caption=self.caption or self.alt, alt=self.summary())
         row = self.recorded[str(self.sizes[self.at])] | {
             f"roofline, {k}": t for k, t in self.roofline().items()
         }
         ax.barh(list(row), list(row.values()))
         ax.set_xscale("log")
         ax.set_xlabel("one change (ms)")
-        fig.alt = self.summary()
         return fig
