@@ -41,7 +41,7 @@ notebooks: .venv/.stamp
 	$(BIN)/python tools/notebooks.py refresh
 
 experiments: .venv/.stamp
-	$(BIN)/python -m experiments.$(NAME)
+	$(BIN)/python -m hra.studies.$(NAME)
 
 bench: .venv/.stamp
 	$(BIN)/python -m benchmarks.import_time

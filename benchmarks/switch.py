@@ -7,14 +7,13 @@ overwrites, and beside PEFT.
 One d × d fp32 layer, SHiRA at 1 %. One process, the contenders take turns; medians over
 the rounds, in milliseconds and as multiples of the bare pair. PEFT's SHiRA,
 Super-Tuning (its quickest sparse tuner, 1 %) and LoRA (r = 32) switch by unmerge and
-merge.
+merge. The book reads hra/studies/records/switch.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import hra
+from hra.studies import machine
 
 DENSITY = 0.01
 
@@ -179,7 +179,7 @@ def main() -> None:
             json.dumps(
                 {
                     "command": "python -m benchmarks.switch",
-                    "machine": f"{platform.machine()}, torch {torch.__version__}",
+                    "machine": f"{machine()}, torch {torch.__version__}",
                     "date": time.strftime("%Y-%m-%d"),
                     "density": DENSITY,
                     "milliseconds": result,

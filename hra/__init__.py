@@ -20,6 +20,7 @@ _LAZY = (
     "analysis",
     "data",
     "memory",
+    "studies",
     "viz",
     "zoo",
 )  # they bring transformers, matplotlib and widgets: only when used

@@ -29,6 +29,7 @@ FLOOR = {
     "probe": 4,
     "switch": 4,
     "train": 4,
+    "studies": 5,
     "viz": 5,
 }
 SAME_FLOOR = {
@@ -38,6 +39,7 @@ SAME_FLOOR = {
     "viz",
     "zoo",
     "data",
+    "studies",
 }  # packages whose own files may import each other
 # a log and a bill plot themselves; pretraining reads the corpora; switching loads
 UP = {("train", "viz"), ("memory", "viz"), ("zoo", "data"), ("switch", "model")}

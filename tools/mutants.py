@@ -272,6 +272,18 @@ MUTANTS = {
         "temporary = path; handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)",
         "tests/test_files.py",
     ),
+    "a study that was killed begins again": (
+        "studies/study.py",
+        "old = self.record() if self._path().exists() else new",
+        "old = new",
+        "tests/test_studies.py",
+    ),
+    "paired differences are not paired": (
+        "studies/study.py",
+        'r[value] - other[r["seed"]]',
+        "r[value] - next(iter(other.values()))",
+        "tests/test_studies.py",
+    ),
 }
 
 

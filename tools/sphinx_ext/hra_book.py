@@ -26,7 +26,7 @@ PACKAGES = ("numpy", "torch", "transformers", "matplotlib", "anywidget")
 
 def library_hash(root: Path) -> str:
     h = hashlib.sha256()
-    files = [f for folder in ("hra", "experiments") for f in (root / folder).rglob("*")]
+    files = (root / "hra").rglob("*")
     for f in sorted(files):
         if f.suffix in {".py", ".js", ".css", ".json", ".xz", ".safetensors"}:
             h.update(

@@ -1,0 +1,85 @@
+"""What the studies on text share: GPT-2 tiny, from the addresses to Moby Dick."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import hra
+
+STEPS, BATCH, LENGTH, LIMIT = 60, 8, 128, 40_000
+CALIBRATION = 8  # training batches that the masks grad and snip see
+ALL = "c_attn|c_proj|c_fc"
+SETTING = {"steps": STEPS, "batch": BATCH, "length": LENGTH, "test_characters": LIMIT}
+ON = "the validation chapters, with seed 100, which no reported run uses"
+TUNING = 100
+
+
+@cache
+def tokens() -> Any:
+    """The training chapters."""
+    return hra.data.tokens(hra.zoo.tokenizer("tiny"), "moby_dick")
+
+
+def batches(seed: int) -> Any:
+    return hra.data.lm_batches(tokens(), BATCH, LENGTH, seed=seed)
+
+
+def bits(model: Any, part: str = "test") -> float:
+    """Bits per character of the first LIMIT characters of a part: the one slice on
+    which every study, curve and table measures.
+    """
+    text = hra.data.text("moby_dick", part)[:LIMIT]
+    return round(hra.data.bits_per_character(model, hra.zoo.tokenizer("tiny"), text), 4)
+
+
+@cache
+def before(part: str = "test") -> float:
+    """Bits per character of the pretrained model."""
+    return bits(hra.zoo.gpt2("tiny"), part)
+
+
+def attach(
+    model: Any, ids: Any, method: str, seed: int, hyper: dict, targets: str = ALL
+) -> hra.Adapted:
+    """The adapters of one setting; what a mask must know of the data is collected
+    first, from the first batches of the training text `ids`.
+    """
+    if hyper.get("mask") in ("grad", "snip"):
+        some = islice(hra.data.lm_batches(ids, BATCH, LENGTH, seed=seed), CALIBRATION)
+        probe = hra.probe(model, some, targets=targets, progress=False)
+        hyper = hyper | {"gradients": probe.mean}
+    return hra.attach(model, hra.METHODS[method], targets=targets, seed=seed, **hyper)
+
+
+def fine_tune(
+    method: str,
+    seed: int,
+    lr: float,
+    part: str,
+    hyper: dict,
+    targets: str = ALL,
+    every: int | None = None,
+) -> tuple[hra.Adapted, dict[str, Any]]:
+    """One run, and what it found; the order of the batches, the masks and the start
+    depend on `seed` alone. every: also the curve of `bits`, from step 0.
+    """
+    model = hra.zoo.gpt2("tiny")
+    tuned = attach(model, tokens(), method, seed, hyper, targets)
+    log = hra.fit(
+        tuned,
+        batches(seed),
+        STEPS,
+        lr,
+        progress=False,
+        every=every or STEPS,
+        evaluate=lambda: bits(model, part),
+    )
+    found = {"trained": tuned.num_trainable, "bits": log.evaluations[-1]["value"]}
+    if every:
+        points = [(0, before(part))] + [
+            (e["step"], e["value"]) for e in log.evaluations
+        ]
+        found["curve"] = points
+    return tuned, found | {"losses": [round(x, 3) for x in log.losses]}
