@@ -511,3 +511,95 @@ def test_a_table_of_a_mapping_and_its_refusals():
         hra.viz.table([["a", 1]], ["x", "y"], caption=" ")
     with pytest.raises(ValueError, match="at least one row"):
         hra.viz.table([], ["x", "y"], caption="c")
+
+
+def runs(points=200):
+    """A record of 3 rates × 2 ranks; one run was not made, one diverged."""
+    curves = {
+        (lr, r): [3 - lr * 10 - r * k / 1000 for k in range(points)]
+        for lr in (0.03, 0.003, 0.01)
+        for r in (8, 2)
+        if (lr, r) != (0.003, 2)
+    }
+    curves[0.03, 8][points // 2 :] = [float("nan")] * (points - points // 2)
+    return curves
+
+
+def replayed(**kw):
+    more = {"ylabel": "loss", "baseline": {"full": [3.0, 2.0], "before": 2.9}}
+    return hra.viz.replay(["learning rate", "rank r"], runs(), **more | kw)
+
+
+@node
+def test_the_replay_says_what_was_recorded():
+    w, curves = replayed(), runs()
+    assert w.axes == [["learning rate", [0.003, 0.01, 0.03]], ["rank r", [2, 8]]]
+    choices = [{"at0": a, "at1": b} for a in range(3) for b in range(2)]
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        key = tuple(w.axes[i][1][choice[f"at{i}"]] for i in range(2))
+        assert got == w.facts() and got["recorded"] == (key in curves)
+        if key not in curves:
+            assert "not recorded" in w.summary()
+        elif key == (0.03, 8):
+            assert got["end"] is None and "diverged" in w.summary()
+        else:
+            y = curves[key]
+            assert got["first"] == pytest.approx(y[0], rel=1e-3)
+            assert got["end"] == got["last"] == pytest.approx(y[-1], rel=1e-3)
+            assert got["gaps"] == pytest.approx(
+                {"full": got["end"] - 2.0, "before": got["end"] - 2.9}
+            )
+        assert w.fallback_figure().words() == w.summary()
+
+
+def test_a_replay_is_judged_by_its_ends_and_keeps_recorded_points():
+    curves = runs()
+    ends = {key: 10 * key[0] for key in curves}
+    w = replayed(
+        ends=ends,
+        end="bits",
+        baseline={"full": ([3.0, 2.0], 0.2), "no end": [3.0]},
+        start={"rank r": 2, "learning rate": 0.01},
+        marks={"rank r": {"wide": 8}},
+        presets={"fast": {"learning rate": 0.03}},
+    )
+    assert w.facts()["end"] == pytest.approx(0.1)
+    assert w.facts()["gaps"] == pytest.approx({"full": -0.1})
+    assert w.marks == {"at1": {"wide": 1}} and w.presets == {"fast": {"at0": 2}}
+    grid, y = w.curves[w.place]
+    assert len(y) == len(w.grids[grid]) == 60 and w.grids[grid][-1] == 200
+    for x, v in zip(w.grids[grid], y, strict=True):
+        assert v == pytest.approx(curves[0.01, 2][int(x) - 1], rel=1e-3)
+
+
+def test_a_replay_of_many_runs_stays_small_or_is_refused():
+    curve = [2 + 1 / (k + 3) for k in range(1000)]
+    many = {(a, b, c): curve for a in range(5) for b in range(5) for c in range(5)}
+    w = hra.viz.replay(["a", "b", "c"], many, ylabel="loss")
+    assert len(json.dumps(w.public_state())) < 50_000
+    assert len(w._js_path.read_bytes()) < 10_240
+    many = {(a, b, c): curve for a in range(9) for b in range(9) for c in range(20)}
+    with pytest.raises(ValueError, match="leave out an axis"):
+        hra.viz.replay(["a", "b", "c"], many, ylabel="loss")
+
+
+def test_a_replay_refuses_what_it_does_not_know():
+    for kw, words in (
+        ({"start": {"rank": 8}}, "'rank' is no axis; there are learning rate, rank r"),
+        ({"start": {"rank r": 4}}, r"rank r has no 4; there are \[2, 8\]"),
+        ({"marks": {"rank r": {"x": 5}}}, "rank r has no 5"),
+        ({"ends": {(0.01, 2): 1.0}}, "ends has no number"),
+        ({"method": "Lora"}, "no method"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            replayed(**kw)
+    with pytest.raises(ValueError, match="no curve"):
+        hra.viz.replay(["a"], {}, ylabel="loss")
+    with pytest.raises(ValueError, match="one to three"):
+        hra.viz.replay([], {(): [1.0]}, ylabel="loss")
+    with pytest.raises(ValueError, match="a value for each"):
+        hra.viz.replay(["a", "b"], {1: [1.0]}, ylabel="loss")
+    with pytest.raises(ValueError, match="a curve has a 1"):
+        hra.viz.replay({"a": [2, 3]}, {1: [1.0]}, ylabel="loss")

@@ -58,6 +58,7 @@ from hra.viz.live import Panel as live
 from hra.viz.mask import MaskExplorer
 from hra.viz.plots import bills, intervals, plot_log
 from hra.viz.rank import RankSlider
+from hra.viz.replay import Replay, replay
 from hra.viz.static import StaticWidget, prediction
 from hra.viz.style import FAMILIES, INK, PARTS, colour, figure, label_lines, look
 from hra.viz.switch import SwitchCost
@@ -70,6 +71,7 @@ __all__ = [
     "BillCalculator",
     "MaskExplorer",
     "RankSlider",
+    "Replay",
     "StaticWidget",
     "SwitchCost",
     "bills",
@@ -81,5 +83,6 @@ __all__ = [
     "look",
     "plot_log",
     "prediction",
+    "replay",
     "table",
 ]

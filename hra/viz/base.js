@@ -76,6 +76,17 @@ const base = (() => {
 
   const text = (x, y, s, more = {}) => make("text", { x, y, fill: "currentColor", "font-size": 14, ...more }, s);
 
+  // round numbers between two, about n of them: [[value, text], ...]
+  function ticks([a, b], n = 4) {
+    const rough = (b - a) / n || 1, ten = 10 ** Math.floor(Math.log10(rough));
+    const step = ten * [1, 2, 5, 10].find((k) => k * ten >= 0.99 * rough), out = [];
+    for (let k = Math.ceil(a / step - 1e-9); k * step <= b + 1e-9 * step; k++) {
+      const v = +(k * step).toPrecision(12);
+      out.push([v, step < 1 ? v.toFixed(Math.min(6, Math.ceil(-Math.log10(step) - 1e-9))) : short(v)]);
+    }
+    return out;
+  }
+
   // an empty plot: svg to add to, X and Y from data to pixels, path of points; the y label
   // stands above the axis, never on a curve. x, y: [low, high]; ticks: [[value, text], ...]
   function axes({ x, y, xlabel = "", ylabel = "", xticks = [], yticks = [], W = 480, H = 250, L = 56, logx, logy }) {
@@ -85,7 +96,7 @@ const base = (() => {
     const Y = (v) => +(H - B - (H - T - B) * Math.min(1, Math.max(0, span(v, y, logy)))).toFixed(1);
     const svg = make("svg", { viewBox: `0 0 ${W} ${H}`, role: "img" },
       make("path", { d: `M${L},${T}V${H - B}H${W - R}`, fill: "none", stroke: "currentColor", "stroke-opacity": 0.5 }),
-      ...xticks.map(([v, s], i) => text(X(v), H - B + 17, s, { "text-anchor": xticks.length > 1 && i === xticks.length - 1 ? "end" : "middle", "font-size": 13 })),
+      ...xticks.map(([v, s]) => text(X(v), H - B + 17, s, { "text-anchor": X(v) > W - 24 ? "end" : "middle", "font-size": 13 })),
       ...yticks.map(([v, s]) => text(L - 6, Y(v) + 4, s, { "text-anchor": "end", "font-size": 13 })),
       text((L + W - R) / 2, H - 8, xlabel, { "text-anchor": "middle" }), text(2, 15, ylabel));
     // a point whose y is no number breaks the line
@@ -223,5 +234,5 @@ const base = (() => {
     return ui;
   }
 
-  return { make, group, size, short, percent, ms, palette, gap, text, axes, frame };
+  return { make, group, size, short, percent, ms, palette, gap, text, ticks, axes, frame };
 })();
