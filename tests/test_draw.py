@@ -164,16 +164,16 @@ def test_digits_and_their_shifts_are_the_librarys(tmp_path):
     x, y = pick()
     got = node(
         "return vit.readImages(read('digits')).map((e) => [[...e.image], "
-        "...given.map((k) => [...vit.SHIFTS[k](e.image)])]);",
+        "...given.map(([k, d]) => [...vit.shift(k, e.image, d)])]);",
         tmp_path,
-        ["rotated", "inverted"],
+        [["plain", 0], ["rotated", 90], ["rotated", 45], ["inverted", 0]],
         digits=packed.images(x, y),
     )
-    got = torch.tensor(got).view(len(x), 3, 1, 28, 28)
-    assert_close(got[:, 0], x, rtol=0, atol=1e-6)
+    got = torch.tensor(got).view(len(x), 5, 1, 28, 28)
     turned = digits.rotate(x, torch.full((len(x),), 45.0))
-    assert_close(got[:, 1], turned, rtol=0, atol=1e-5)
-    assert_close(got[:, 2], 1 - x, rtol=0, atol=1e-6)
+    wanted = (x, x, x.rot90(1, (2, 3)), turned, 1 - x)
+    for k, want in enumerate(wanted):
+        assert_close(got[:, k], want, rtol=0, atol=1e-5)
 
 
 def arc(x, y, r, start=0, end=360):
@@ -241,3 +241,73 @@ def test_scripts_are_written_where_the_site_wants_them(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a-1.js"]
     text = (tmp_path / "new" / "a-1.js").read_text()
     assert text == '(globalThis.hraFiles ??= {})["a-1"]="AAE=";\n'
+
+
+# ---- the widget
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    kinds = {"LoRA": (hra.LoRA, {"r": 4}), "SHiRA": (hra.SHiRA, {"density": 0.05})}
+    out = {}
+    for task in ("rotated", "inverted"):
+        for name, (method, hyper) in kinds.items():
+            path = folder / f"{task}-{name}.safetensors"
+            drawn(hra.zoo.vit("tiny"), method, **hyper).save(path)
+            out.setdefault(task, {})[name] = path
+    return out
+
+
+def test_the_widget_serves_every_reader(adapters, tmp_path, monkeypatch):
+    monkeypatch.setenv(packed.FOLDER, str(tmp_path))
+    w = hra.viz.DrawDigit(adapters)
+    data, _ = w._repr_mimebundle_()
+    assert {
+        "application/vnd.jupyter.widget-view+json",
+        "text/html",
+        "image/png",
+        "text/plain",
+    } <= set(data)
+    assert data["text/plain"] == w.summary() == w.fallback_figure().words()
+    written = {p.stem for p in tmp_path.iterdir()}
+    assert written == set(w.files.values()) and len(written) == 6
+    assert len(json.dumps(w.public_state())) < 5_000
+    assert len(data["text/html"]) < 120_000 and w.script() in w._esm
+    assert w.kinds["inverted"]["LoRA"] == {
+        "ranks": 4,
+        "numbers": [10752 * ((k + 1) // 2) for k in range(9)],
+    }
+
+
+def test_a_kernel_sends_the_file_that_the_page_asks_for(adapters):
+    w, sent = hra.viz.DrawDigit(adapters), []
+    w.send = lambda content, buffers=None: sent.append((content, buffers))
+    for name in (w.files["rotated SHiRA"], "another"):
+        w._handle_custom_msg({"file": name}, [])
+    [(content, [data])] = sent
+    assert content == {"file": w.files["rotated SHiRA"]}
+    assert packed.name_of("rotated-shira", data) == content["file"]
+
+
+def test_the_counts_are_the_models_own(adapters):
+    w = hra.viz.DrawDigit(adapters, degrees=45.0)
+    x, y = pick(10)
+    turned = digits.rotate(x, torch.full((100,), 45.0))
+    got, before = w.right(), w.right(0.0)
+    model = hra.load(hra.zoo.vit("tiny"), adapters["rotated"]["LoRA"]).merge()
+    for m, counts in ((model, got), (hra.zoo.vit("tiny"), before)):
+        for images, n in zip((x, turned), counts, strict=True):
+            assert abs(100 * digits.accuracy(m, images, y) - n) < 1.5  # int8
+    assert before != got
+
+
+def test_what_does_not_exist_is_refused(adapters, tmp_path):
+    with pytest.raises(ValueError, match="knows the shifts rotated, inverted"):
+        hra.viz.DrawDigit({"mirrored": adapters["rotated"]})
+    with pytest.raises(ValueError, match="needs a file"):
+        hra.viz.DrawDigit({"rotated": {}})
+    with pytest.raises(ValueError, match="0 to 8 eighths"):
+        hra.viz.DrawDigit(adapters, keep=9)
+    with pytest.raises(FileNotFoundError):
+        hra.viz.DrawDigit({"rotated": {"LoRA": tmp_path / "absent"}})

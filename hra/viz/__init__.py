@@ -54,6 +54,7 @@ A widget of one's own: subclass `StaticWidget`; `static.py` says how.
 from __future__ import annotations
 
 from hra.viz.bill import BillCalculator
+from hra.viz.draw import DrawDigit
 from hra.viz.live import Panel as live
 from hra.viz.mask import MaskExplorer
 from hra.viz.plots import bills, intervals, plot_log
@@ -69,6 +70,7 @@ __all__ = [
     "INK",
     "PARTS",
     "BillCalculator",
+    "DrawDigit",
     "MaskExplorer",
     "RankSlider",
     "Replay",

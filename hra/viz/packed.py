@@ -85,7 +85,7 @@ def change(adapters: dict[str, Adapter]) -> bytes:
     """ΔW of every site: entries as gaps and values, or else factors in order of rank.
 
     site.gaps, site.values: as in an adapter file, int8 with one scale a matrix.
-    site.B (r, d_out), site.A (r, d_in): ΔW = Σₖ Bₖ Aₖᵀ, from the singular values:
+    site.factors (r, d_out + d_in): rows (b, a), ΔW = Σ b aᵀ, from the singular values:
     the first k are the best approximation of rank k. ValueError where ΔW has a rank
     above 32 and no list of entries.
     """
@@ -105,9 +105,30 @@ def change(adapters: dict[str, Adapter]) -> bytes:
                 f"takes entries, or factors of rank {MOST_RANKS} at most."
             )
         half = S[:r].sqrt()
-        tensors |= _rows(f"{site}.B", (U[:, :r] * half).T)
-        tensors |= _rows(f"{site}.A", half[:, None] * V[:r])
+        both = torch.cat([(U[:, :r] * half).T, half[:, None] * V[:r]], 1)
+        tensors |= _rows(f"{site}.factors", both)
     return _file(tensors, {"sites": list(adapters)})
+
+
+def about(data: bytes) -> dict[str, Any]:
+    """A packed change: `ranks`, the most of a site's (0: a list of entries), and
+    `numbers`, how many are kept at 0 to 8 eighths.
+    """
+    held = load(data)
+    factors = [t for name, t in held.items() if name.endswith(".factors")]
+    values = [t for name, t in held.items() if name.endswith(".values")]
+    return {
+        "ranks": max((len(t) for t in factors), default=0),
+        "numbers": [
+            sum(_share(len(t), keep) * t[0].numel() for t in factors + values)
+            for keep in range(9)
+        ],
+    }
+
+
+def _share(n: int, keep: int) -> int:
+    """`keep` eighths of n, as JavaScript's Math.round has it."""
+    return math.floor(n * keep / 8 + 0.5)
 
 
 def adapted(model: bytes, changes: list[tuple[bytes, float, int]]) -> dict[str, Tensor]:
@@ -121,12 +142,13 @@ def adapted(model: bytes, changes: list[tuple[bytes, float, int]]) -> dict[str, 
         held, raw = unpack(data), load(data)
         for name, part in held.items():
             site, _, kind = name.rpartition(".")
-            if kind == "B":
-                r = math.floor(len(part) * keep / 8 + 0.5)
-                W[f"{site}.weight"] += alpha * part[:r].T @ held[f"{site}.A"][:r]
+            if kind == "factors":
+                W0 = W[f"{site}.weight"]
+                b, a = part[: _share(len(part), keep)].split(list(W0.shape), 1)
+                W0 += alpha * b.T @ a
             elif kind == "values":
                 order = raw[name].int().abs().argsort(descending=True, stable=True)
-                best = order[: math.floor(len(order) * keep / 8 + 0.5)]
+                best = order[: _share(len(order), keep)]
                 index = sparse.unpack(held[f"{site}.gaps"], len(part))
                 W[f"{site}.weight"].view(-1)[index[best]] += alpha * part[best]
     return W

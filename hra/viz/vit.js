@@ -49,10 +49,9 @@ function readModel(bytes) {
 function readChange(bytes) {
   const { tensors, sites } = unpack(bytes);
   return sites.map((site) => {
-    const B = tensors[`${site}.B`];
-    if (B) {
-      const [b, a] = [dense(tensors, `${site}.B`), dense(tensors, `${site}.A`)];
-      return { site, r: b.shape[0], B: b.data, A: a.data };
+    if (tensors[`${site}.factors`]) {
+      const { shape: [r, width], data } = dense(tensors, `${site}.factors`);
+      return { site, r, width, factors: data };
     }
     const q = tensors[`${site}.values`].data, at = positions(tensors[`${site}.gaps`].data, q.length);
     const order = Int32Array.from(q.keys()).sort((i, j) => Math.abs(q[j]) - Math.abs(q[i]) || i - j);
@@ -70,19 +69,19 @@ function readImages(bytes) {
 // ---- the weights W0 + Σ α ΔW, each ΔW cut to `keep` eighths: of its ranks, the first; of its entries, the largest
 const share = (n, keep) => Math.round(n * Math.min(8, Math.max(0, keep)) / 8);
 const numbers = (change, keep = 8) =>
-  change.reduce((all, { r, B, A, order }) => all + (order ? share(order.length, keep) : share(r, keep) * (B.length + A.length) / r), 0);
+  change.reduce((all, { r, width, order }) => all + (order ? share(order.length, keep) : share(r, keep) * width), 0);
 
 function adapted(model, changes) {
   const W = { ...model.W };
   for (const { change, alpha, keep = 8 } of changes) {
-    for (const { site, r, B, A, at, order, values } of change) {
+    for (const { site, r, width, factors, at, order, values } of change) {
       const name = `${site}.weight`, old = W[name], data = old === model.W[name] ? old.data.slice() : old.data;
       W[name] = { shape: old.shape, data };
       const [rows, cols] = old.shape;
       for (let k = 0; k < share(r ?? 0, keep); k++)
         for (let o = 0; o < rows; o++) {
-          const c = alpha * B[k * rows + o], row = o * cols, from = k * cols;
-          for (let i = 0; i < cols; i++) data[row + i] += c * A[from + i];
+          const c = alpha * factors[k * width + o], row = o * cols, from = k * width + rows;
+          for (let i = 0; i < cols; i++) data[row + i] += c * factors[from + i];
         }
       const most = share(order?.length ?? 0, keep);
       for (let k = 0; k < most; k++) data[at[order[k]]] += alpha * values[order[k]];
@@ -186,7 +185,7 @@ function forward({ side, patch, layers, heads, eps, mean, std }, W, image) {  //
 // ---- digits
 const SIDE = 28;
 
-function rotate(image, degrees = 45) {  // counter-clockwise, bilinear, as hra.data.digits.rotate
+function rotate(image, degrees) {  // counter-clockwise, bilinear, as hra.data.digits.rotate
   const out = new Float32Array(image.length), n = SIDE, c = Math.cos(degrees * Math.PI / 180), s = Math.sin(degrees * Math.PI / 180);
   const ink = (i, j) => (i < 0 || j < 0 || i >= n || j >= n ? 0 : image[i * n + j]);
   for (let i = 0; i < n; i++)
@@ -198,7 +197,7 @@ function rotate(image, degrees = 45) {  // counter-clockwise, bilinear, as hra.d
   return out;
 }
 
-const SHIFTS = { plain: (x) => x, rotated: (x) => rotate(x), inverted: (x) => x.map((v) => 1 - v) };
+const shift = (kind, image, degrees) => (kind === "rotated" ? rotate(image, degrees) : kind === "inverted" ? image.map((v) => 1 - v) : image);
 
 // Strokes [[[x, y], …], …] as MNIST has its digits: the longer side 20 pixels, edges grey, the centre of mass between 14 and 15
 // pixels from the top and from the left (so they measure). The pen is as wide on a small drawing as on a large one.
@@ -232,5 +231,5 @@ function distance(x, y, [ax, ay], [bx, by]) {
   return Math.hypot(x - ax - t * dx, y - ay - t * dy);
 }
 
-return { decode, readModel, readChange, readImages, numbers, adapted, forward, softmax, SHIFTS, rotate, raster, SIDE };
+return { decode, readModel, readChange, readImages, share, numbers, adapted, forward, softmax, shift, raster, SIDE };
 })();
