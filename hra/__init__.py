@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 from hra import io, schedules
-from hra.adapter import Adapter
+from hra.adapter import Adapter, Method
 from hra.entries import Entries
 from hra.methods import METHODS
 from hra.model import Adapted, attach, load
@@ -31,6 +31,7 @@ __all__ = [
     "Adapter",
     "Entries",
     "Log",
+    "Method",
     "Probe",
     "Switch",
     "attach",

@@ -20,35 +20,35 @@ def draws(
     """
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
-        yield torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        draw = torch.empty(shape, dtype=torch.float32)
+        yield draw.uniform_(-bound, bound, generator=generator)
 
 
 class Combination(torch.autograd.Function):
-    """Σ_i c_i Θ_i over seeded bases Θ_i, c: (count,); ∂L/∂c_i = ⟨∂L/∂sum, Θ_i⟩, the
-    bases drawn again. Keeps nothing.
+    """Σ_i c_i Θ_i over seeded bases Θ_i, c: (count,), in `dtype` or c's own.
+
+    ∂L/∂c_i = ⟨∂L/∂sum, Θ_i⟩, the bases drawn again. Keeps nothing.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, c: Tensor, seed: int, shape: tuple[int, int], bound: float
+        ctx: Any,
+        c: Tensor,
+        seed: int,
+        shape: tuple[int, int],
+        bound: float,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        ctx.seed, ctx.shape, ctx.bound, ctx.like = (
-            seed,
-            shape,
-            bound,
-            (len(c), c.dtype, c.device),
-        )
+        ctx.bases, ctx.like = (seed, len(c), shape, bound), (c.dtype, c.device)
         total = c.new_zeros(shape)
-        for weight, basis in zip(c, draws(seed, len(c), shape, bound), strict=True):
+        for weight, basis in zip(c, draws(*ctx.bases), strict=True):
             total += weight * basis.to(c)
-        return total
+        return total.to(dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
-        count, dtype, device = ctx.like
-        parts = [
-            (g * basis.to(g)).sum()
-            for basis in draws(ctx.seed, count, ctx.shape, ctx.bound)
-        ]
-        return torch.stack(parts).to(dtype=dtype, device=device), None, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
+        dtype, device = ctx.like
+        g = g.to(dtype)
+        parts = [(g * basis.to(g)).sum() for basis in draws(*ctx.bases)]
+        return torch.stack(parts).to(device), None, None, None, None

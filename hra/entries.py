@@ -21,17 +21,19 @@ FEW = "min(1, max(0, (15 + 4*min(1, max(0, d_in - d_out)))*d_in - 20*columns))"
 
 
 class Entries(Adapter):
-    """W = W0 + α S, S zero outside `index`: K numbers `values`, in fp32 over a
-    half-precision base, start at zero.
+    """W = W0 + α S, S zero outside `index`: K numbers `values`, which start at zero.
 
-    `forward` writes the K current weights into the layer itself and puts the displaced
-    ones (`stash`) aside.
+    `index`: K flat positions, sorted, in row-major order of (d_out, d_in). `forward`
+    writes the K current weights into the layer itself and puts the displaced ones
+    (`stash`) aside: no dense matrix is ever made. `state_dict` shows the pretrained
+    weight all the same, and `load_state_dict` puts the displaced ones right.
     """
 
     family = "sparse"
     values: Float[Tensor, " K"]
     index: Int[Tensor, " K"]
     stash: Float[Tensor, " K"]
+    columns: Int[Tensor, " columns"]
     alpha = 1.0
     overwritten = False  # whether the layer holds the values
 
@@ -44,36 +46,31 @@ class Entries(Adapter):
         site: str = "",
     ) -> None:
         super().__init__(base, seed=seed, site=site)
-        if shared is None:
-            raise TypeError(
-                "Entries is what hra.fuse makes of several adapters; on its own it "
-                "has no entries to train."
-            )
+        if shared is None:  # as hra.fuse makes it; `hold` then says which entries
+            shared = torch.zeros(1, dtype=torch.int64)
         self.hold(shared)
 
     def hold(self, index: Tensor) -> None:
-        """Take the entries `index`, and aside what the weight has there."""
-        W = linear.weight(self.base)
-        index = masks.check(index, self.d_out, self.d_in).to(W.device)
-        self.register_buffer("index", index)
-        self.register_buffer("columns", (index % self.d_in).unique(), persistent=False)
-        self.register_buffer(
-            "stash", W.detach()[index // self.d_in, index % self.d_in], persistent=False
-        )
-        self.values = nn.Parameter(
-            torch.zeros(
-                len(index),
-                dtype=torch.promote_types(W.dtype, torch.float32),
-                device=W.device,
-            )
-        )
+        """Take the entries `index`, with values of zero."""
+        index = masks.check(index, self.d_out, self.d_in)
+        self.put_back()
+        if not self._load_state_dict_post_hooks:
+            self.register_load_state_dict_post_hook(_loaded)
+        self.register_buffer("index", index.to(linear.weight(self.base).device))
+        self.values = self.new_parameter(len(index))
+        self.set_aside()
 
-    def masters(self) -> Tensor:
-        """The parameter that stays in fp32 or wider."""
-        return self.values
+    def set_aside(self) -> None:
+        """Note what the pretrained weight has at `index`, and which columns it meets.
 
-    # ---- the pretrained weight and the overwritten one
-    # ------------------------------------------
+        Not persistent: the weight and the index give both back.
+        """
+        W = linear.weight(self.base).detach()
+        rows, cols = self.index // self.d_in, self.index % self.d_in
+        self.register_buffer("stash", W[rows, cols], persistent=False)
+        self.register_buffer("columns", cols.unique(), persistent=False)
+
+    # ---- the pretrained weight and the overwritten one -----------------------------
     @property
     def W0(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         """The pretrained weight; while the layer is overwritten, a copy with the
@@ -86,64 +83,68 @@ class Entries(Adapter):
         W[self.index // self.d_in, self.index % self.d_in] = self.stash
         return W
 
-    def write(self) -> None:
-        """W0 + α δ into the layer, K numbers."""
-        now = (self.stash + self.alpha * self.values.detach()).to(self.stash.dtype)
-        self._put(now)
-        self.overwritten = True
+    @property
+    def position(self) -> Tensor:
+        """`index` in the order of the layer's own storage."""
+        transposed = linear.is_conv1d(self.base)
+        return sparse.storage_index(self.index, self.d_out, self.d_in, transposed)
 
-    def _put(self, entries: Tensor) -> None:
-        position = sparse.storage_index(
-            self.index, self.d_out, self.d_in, linear.is_conv1d(self.base)
-        )
-        sparse.overwrite_(self.base.get_parameter("weight"), position, entries)
-
-    def restore(self) -> None:
+    @torch.no_grad()
+    def put_back(self) -> None:
         """The displaced values back into the layer, bit for bit."""
         if self.overwritten:
-            self._put(self.stash)
+            if not linear.is_sharded(self.base):  # then only a gathered copy was
+                W = self.base.get_parameter("weight")
+                sparse.overwrite_(W, self.position, self.stash)
             self.overwritten = False
 
     def release(self, model: nn.Module) -> None:
-        self.restore()
+        self.put_back()
         super().release(model)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """`.to(dtype)` changes the base; δ stays in fp32 or wider."""
-        p = self.masters()
-        kept = p.data
-        super()._apply(fn, recurse)
-        p.data = kept.to(
-            device=p.device, dtype=torch.promote_types(self.stash.dtype, torch.float32)
-        )
-        return self
-
-    @torch.no_grad()
-    def absorb_(self) -> None:
-        self.restore()
-        super().absorb_()
-        W = linear.weight(self.base)
-        self.stash.copy_(W[self.index // self.d_in, self.index % self.d_in])
 
     def trained_values(self) -> Tensor:
         return self.values.detach()
 
-    # ---- the map
+    # ---- what torch sees of it -----------------------------------------------------
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's, with the pretrained weight where the layer is overwritten."""
+        out = super().state_dict(*args, **kwargs)
+        if self.overwritten:
+            name = f"{kwargs.get('prefix', '')}base.weight"
+            out[name] = self.W0.T if linear.is_conv1d(self.base) else self.W0
+        return out
 
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        """First the layer is made plain; when it has its weight, `_loaded` follows."""
+        self.put_back()
+        index = state.get(f"{prefix}index")
+        if isinstance(index, Tensor) and index.shape == self.index.shape:
+            masks.check(index, self.d_out, self.d_in)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def set_own_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.put_back()
+        masks.check(tensors["index"], self.d_out, self.d_in)
+        super().set_own_tensors(tensors)
+        self.set_aside()
+
+    # ---- the map -------------------------------------------------------------------
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
-        return (
-            self.alpha * sparse.scatter(self.values, self.index, self.d_out, self.d_in)
-        ).to(self.stash.dtype)
+        S = sparse.scatter(self.values, self.index, self.d_out, self.d_in)
+        return self.like_base(self.alpha * S)
 
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
     ) -> Float[Tensor, "*tokens {self.d_out}"]:
-        self.write()
+        place = self.base.get_parameter("weight"), self.position, self.stash
+        self.overwritten = True  # before the first entry is written
+        new = _now(self.stash, self.values, self.alpha)
+        sparse.overwrite_(place[0], place[1], new)
         if not torch.is_grad_enabled():
             return F.linear(x, linear.weight(self.base), self.bias)
         return _Overwritten.apply(
             x,
-            self.base.weight,
+            *place,
             linear.is_conv1d(self.base),
             self.bias,
             self.values,
@@ -152,16 +153,10 @@ class Entries(Adapter):
             self.alpha,
         )
 
+    @torch.no_grad()
     def changes(self) -> dict[str, tuple[Tensor | None, Tensor]]:
-        new = (self.stash + self.alpha * self.trained_values()).to(self.stash.dtype)
-        return {
-            "weight": (
-                sparse.storage_index(
-                    self.index, self.d_out, self.d_in, linear.is_conv1d(self.base)
-                ),
-                new,
-            )
-        }
+        new = _now(self.stash, self.trained_values(), self.alpha)
+        return {"weight": (self.position, new)}
 
     def entries(self) -> tuple[Tensor, Tensor]:
         return self.index, self.alpha * self.trained_values().double()
@@ -190,13 +185,16 @@ class Entries(Adapter):
             sizes={**sizes, "few": FEW},
         )
 
-    # ---- files
-
+    # ---- files ---------------------------------------------------------------------
     def by_rule(self) -> bool:
         """Whether the entries follow from the seed, the shape or the base, so that a
         file need not hold them.
         """
         return False
+
+    @classmethod
+    def schema(cls, shape: tuple[int, ...], hyper: dict[str, Any]) -> dict[str, Any]:
+        return {"values": (None,), "mask_hash": (8,)}
 
     def packed(self, hyper: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The values, a hash of the index, and, where no rule gives the index back, its
@@ -206,6 +204,15 @@ class Entries(Adapter):
         if not self.by_rule():
             tensors["gaps"] = sparse.pack(self.index.cpu())
         return tensors, hyper
+
+    @torch.no_grad()
+    def unpack(self, tensors: dict[str, Tensor]) -> None:
+        if not torch.equal(tensors["mask_hash"].cpu(), digest(self.index)):
+            raise ValueError(
+                f"the mask of {self.site} is not the one that this model gives: the "
+                "file is for another base."
+            )
+        self.values.copy_(tensors["values"])
 
     @classmethod
     def plan_from_file(
@@ -217,33 +224,43 @@ class Entries(Adapter):
         """As `plan`, with the entries that the file holds."""
         if not any(k.endswith(".gaps") for k in tensors):
             return cls.plan(sites, **hyper)
-        for s in sites:
+        made = {}
+        for s, layer in sites.items():
             if f"{s}.gaps" not in tensors or f"{s}.values" not in tensors:
                 raise ValueError(f"the mask of {s} is missing.")
-        return {
-            s: dict(
-                hyper,
-                site=s,
-                shared=sparse.unpack(
-                    tensors[f"{s}.gaps"], tensors[f"{s}.values"].numel()
-                ),
-            )
-            for s in sites
-        }
+            K, total = tensors[f"{s}.values"].numel(), linear.weight(layer).numel()
+            index = sparse.unpack(tensors[f"{s}.gaps"], K, total)
+            made[s] = dict(hyper, site=s, shared=index)
+        return made
+
+
+def _loaded(adapter: Entries, keys: Any) -> None:
+    """`load_state_dict` is through with the adapter and its base."""
+    adapter.set_aside()
+
+
+def _now(stash: Tensor, values: Tensor, alpha: float) -> Tensor:
+    """W0 + α δ at the K entries, (K,), rounded once to the layer's dtype."""
+    return (stash + alpha * values.detach()).to(stash.dtype)
 
 
 class _Overwritten(torch.autograd.Function):
-    """x Wᵀ + b with a W that holds its trained entries itself. Keeps the columns of x
-    that the mask touches; of the dense
-    gradient only the K wanted entries are returned, and where the mask is sparse only
-    they are computed.
+    """x Wᵀ + b with a W that holds its trained entries itself.
+
+    Keeps the columns of x that the mask touches; of the dense gradient only the K
+    wanted entries are returned, and where the mask is sparse only they are computed.
+    `values` and `stash` are kept by reference: if the values change before the backward
+    pass torch refuses it, and whoever puts the pretrained weight back in between (a
+    sharded model gathers it anew) finds the entries written again.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        stored: Tensor,
+        stored: Tensor,  # the layer's weight, (d_in, d_out) if transposed
+        position: Tensor,  # (K,) in its storage
+        stash: Tensor,
         transposed: bool,
         bias: Tensor | None,
         values: Tensor,
@@ -253,34 +270,30 @@ class _Overwritten(torch.autograd.Function):
     ) -> Tensor:
         W = stored.T if transposed else stored
         some = few(len(columns), *W.shape)
+        # (tokens, columns), or x as it is
         kept = x.reshape(-1, x.shape[-1]).index_select(1, columns) if some else x
-        ctx.save_for_backward(kept, stored, index, columns)
-        ctx.setting = some, transposed, alpha, values.dtype, x.shape, x.dtype
+        ctx.save_for_backward(kept, stored, stash, values, index, columns)
+        ctx.setting = some, transposed, alpha, x.shape, x.dtype
         return F.linear(x, W, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, g: Tensor
-    ) -> tuple[Tensor | None, None, None, None, Tensor, None, None, None]:
-        x, stored, index, columns = ctx.saved_tensors
-        some, transposed, alpha, dtype, shape, kind = ctx.setting
-        W = stored.T if transposed else stored
-        dx = (
-            (g @ W.to(g.dtype)).view(shape).to(kind)
-            if ctx.needs_input_grad[0]
-            else None
-        )
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, stored, stash, values, index, columns = ctx.saved_tensors
+        some, transposed, alpha, shape, kind = ctx.setting
+        W = stored.T if transposed else stored  # (d_out, d_in)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            position = sparse.storage_index(index, W.shape[0], W.shape[1], transposed)
+            sparse.overwrite_(stored, position, _now(stash, values, alpha))
+            dx = (g @ W.to(g.dtype)).view(shape).to(kind)
         rows, cols = index // W.shape[1], index % W.shape[1]
         if some:  # x holds the touched columns only
             cols = torch.searchsorted(columns, cols)
-        dv = sparse.sampled_product(
-            g.reshape(-1, g.shape[-1]),
-            x.reshape(-1, x.shape[-1]).to(g.dtype),
-            rows,
-            cols,
-        )
-        return dx, None, None, None, (alpha * dv).to(dtype), None, None, None
+        x = x.reshape(-1, x.shape[-1]).to(g.dtype)
+        dv = sparse.sampled_product(g.reshape(-1, g.shape[-1]), x, rows, cols)
+        nothing = (None,) * 5
+        return dx, *nothing, (alpha * dv).to(values.dtype), None, None, None
 
 
 def few(columns: int, d_out: int, d_in: int) -> bool:
@@ -288,14 +301,13 @@ def few(columns: int, d_out: int, d_in: int) -> bool:
     neighbour may keep anyway.
 
     Layers that read one x (q, k and v; gate and up) are seldom much narrower than x;
-    one that narrows has it to itself.
+    one that narrows has it to itself. A copy then pays from a twentieth of the columns
+    left out, elsewhere from a quarter (measured on GPT-2's blocks: benchmarks.methods).
     """
     return 20 * columns < (19 if d_out < d_in else 15) * d_in
 
 
 def digest(index: Tensor) -> Tensor:
     """Eight bytes of a mask's SHA-256, as uint8."""
-    return torch.tensor(
-        list(hashlib.sha256(index.cpu().numpy().tobytes()).digest()[:8]),
-        dtype=torch.uint8,
-    )
+    raw = index.cpu().numpy().tobytes()
+    return torch.tensor(list(hashlib.sha256(raw).digest()[:8]), dtype=torch.uint8)

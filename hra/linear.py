@@ -1,25 +1,111 @@
-"""The one file that knows how a layer stores its weight. Everywhere else W is (d_out,
-d_in).
+"""The one file that knows how a layer stores its weight. Everywhere else W is
+(d_out, d_in).
 """
 
 import copy
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+# Types beside nn.Linear and Conv1D that compute x Wᵀ + b on `.weight`, (d_out, d_in):
+# whoever knows one adds it, e.g. hra.linear.ACCEPTED.add(MyLinear).
+ACCEPTED: set[type[nn.Module]] = set()
+# torch's modules that read the weights of their layers without calling them
+READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
 
 def is_conv1d(layer: nn.Module) -> bool:
     """Hugging Face's GPT-2 layer: a linear map that stores W as (d_in, d_out)."""
-    return type(layer).__name__ == "Conv1D" and isinstance(
-        getattr(layer, "weight", None), nn.Parameter
-    )
+    return _conv1d(type(layer)) is not None
+
+
+def _conv1d(kind: type) -> type | None:
+    for c in kind.__mro__:
+        if c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils":
+            return c
+    return None
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether `layer` computes x Wᵀ + b with a weight of its own."""
-    return isinstance(layer, nn.Linear) or is_conv1d(layer)
+    """Whether `layer` is of a linear type: nn.Linear, Conv1D, or an accepted one."""
+    return isinstance(layer, (nn.Linear, *ACCEPTED)) or is_conv1d(layer)
+
+
+def check(layer: nn.Module, site: str = "", who: str = "an adapter") -> None:
+    """Raise TypeError unless `layer` computes x Wᵀ + b on a weight of its own."""
+    kind, name = type(layer), f"{site} ({type(layer).__name__})" if site else ""
+    name = name or f"this {kind.__name__}"
+    if not is_linear(layer):
+        raise TypeError(
+            f"{who} needs a linear layer (nn.Linear or Conv1D), got {kind.__name__}."
+        )
+    W = layer._parameters.get("weight")
+    if W is None:
+        why = "its weight is computed from other tensors (weight norm, pruning, …)"
+        raise TypeError(f"{name} has no weight of its own: {why}. Make it plain first.")
+    own = _conv1d(kind) or nn.Linear
+    forward = next(vars(c)["forward"] for c in kind.__mro__ if "forward" in vars(c))
+    if not W.is_floating_point() or W.ndim != 2:
+        raise TypeError(
+            f"{name} holds a weight of {W.dtype}, {tuple(W.shape)}: quantised layers "
+            "are not supported; load the model in float32, bfloat16 or float16."
+        )
+    if kind in ACCEPTED:
+        return
+    if forward is not vars(own)["forward"] or "forward" in vars(layer):
+        where = "the instance" if "forward" in vars(layer) else kind.__name__
+        raise TypeError(
+            f"{name} computes by a forward of its own ({where}): hra cannot know that "
+            "it is x Wᵀ + b (quantised and scaled layers are not). If it is, say so: "
+            f"hra.linear.ACCEPTED.add({kind.__name__})."
+        )
+    hooks = (
+        *layer._forward_hooks.values(),
+        *layer._forward_pre_hooks.values(),
+        *layer._backward_hooks.values(),
+        *layer._backward_pre_hooks.values(),
+    )
+    if hooks:
+        raise TypeError(
+            f"{name} carries a hook, which would no longer see the layer's output: "
+            "remove it, attach, and register it on the adapted layer."
+        )
+
+
+def check_places(
+    model: nn.Module, found: dict[str, nn.Module], no_delta: str = ""
+) -> None:
+    """Raise TypeError or ValueError where an adapter cannot stand for its layer.
+
+    no_delta: the name of a method that has no ΔW, or "".
+    """
+    for name, layer in found.items():
+        check(layer, name)
+        inside = next((n for n in found if n.startswith(f"{name}.")), None)
+        if inside:
+            raise ValueError(f"{inside} lies inside {name}: adapt one of the two.")
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if no_delta and isinstance(parent, READERS):
+            raise ValueError(
+                f"{name} is read by {type(parent).__name__} without being called, and "
+                f"{no_delta} has no ΔW that such a reader could see: choose other "
+                "targets."
+            )
+        names = owners(model, layer.get_parameter("weight"))
+        if len(names) > 1:
+            raise ValueError(
+                f"{name}.weight is tied: the model holds the same tensor as "
+                f"{' and '.join(names)}. An adapter here would change one use and not "
+                "the other; choose other targets, or untie the weight."
+            )
+
+
+def is_sharded(layer: nn.Module) -> bool:
+    """Whether the layer holds a part of its weight only (FSDP2, tensor parallel)."""
+    return hasattr(layer._parameters["weight"], "full_tensor")
 
 
 def weight(layer: nn.Module) -> Tensor:
@@ -55,7 +141,7 @@ def with_weight(layer: nn.Module, W: Tensor, b: Tensor | None = None) -> nn.Modu
 
 def on_gradient(x: Tensor, y: Tensor, see: Callable[[Tensor], None]) -> None:
     """Call see(G) with G = gᵀ x, (d_out, d_in), the gradient of the weight that maps x
-    to y, when the backward pass reaches y.
+    to y, when the backward pass reaches y. x is kept until then.
     """
     rows = x.detach().reshape(-1, x.shape[-1])
     y.register_hook(lambda g: see(g.reshape(-1, g.shape[-1]).T @ rows.to(g.dtype)))
@@ -68,48 +154,68 @@ def linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, layer
 
 
+def matching(names: list[str], pattern: str, argument: str, what: str) -> list[str]:
+    """Those of `names` that contain the regular expression `pattern`.
+
+    Raises TypeError if it is no string, ValueError if it is no regular expression, or
+    if it, or one part of a plain a|b|c, matches nothing. `argument` and `what` say in
+    the error's words what was given and what is looked for.
+    """
+    if not isinstance(pattern, str):
+        raise TypeError(
+            f"{argument}={pattern!r} is a {type(pattern).__name__}; give a regular "
+            f"expression, e.g. {argument}=r'c_attn$|c_fc$'."
+        )
+    try:
+        found = [n for n in names if re.search(pattern, n)]
+    except re.error as e:
+        raise ValueError(
+            f"{argument}={pattern!r} is not a regular expression: {e}."
+        ) from None
+    there = f"This model has {len(names)}, e.g. {', '.join(names[:4]) or 'none'}"
+    if not found:
+        raise ValueError(f"{argument}={pattern!r} matches no {what}. {there}")
+    if not re.search(r"[(\[]", pattern):  # a typo in one of several names
+        for part in pattern.split("|"):
+            if not any(re.search(part, n) for n in names):
+                raise ValueError(
+                    f"{argument}={pattern!r}: the part {part!r} matches no {what}. "
+                    f"{there}"
+                )
+    return found
+
+
 def sites(model: nn.Module, targets: str) -> dict[str, nn.Module]:
     """The linear layers whose dotted name contains the regular expression `targets`.
 
     Raises TypeError if `targets` is not a string, ValueError if it is no regular
     expression or matches no linear layer.
     """
-    if not isinstance(targets, str):
-        raise TypeError(
-            f"targets={targets!r} is a {type(targets).__name__}; give a regular "
-            "expression, "
-            "e.g. targets=r'c_attn$|c_fc$'."
-        )
-    try:
-        pattern = re.compile(targets)
-    except re.error as e:
-        raise ValueError(
-            f"targets={targets!r} is not a regular expression: {e}."
-        ) from None
     every = dict(linears(model))
-    found = {name: layer for name, layer in every.items() if pattern.search(name)}
-    if not found:
-        some = ", ".join(list(every)[:4]) or "none"
-        raise ValueError(
-            f"targets={targets!r} matches no linear layer. This model has "
-            f"{len(every)}, e.g. {some}"
-        )
-    if not re.search(
-        r"[(\[]", targets
-    ):  # a plain a|b|c: a typo in one of several names should not pass silently
-        for part in targets.split("|"):
-            if not any(re.search(part, name) for name in every):
-                raise ValueError(
-                    f"targets={targets!r}: the part {part!r} matches no linear layer. "
-                    f"This model has {len(every)}, e.g. {', '.join(list(every)[:4])}"
-                )
-    return found
+    return {
+        n: every[n] for n in matching(list(every), targets, "targets", "linear layer")
+    }
 
 
 def owners(model: nn.Module, parameter: Tensor) -> list[str]:
-    """Dotted names under which the model holds `parameter`: more than one means that
-    the weight is tied.
+    """Dotted names under which the model holds `parameter`, or memory that it shares:
+    more than one means that the weight is tied.
     """
+    mine = _span(parameter)
     return [
-        n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter
+        n
+        for n, p in model.named_parameters(remove_duplicate=False)
+        if p is parameter or _overlap(_span(p), mine)
     ]
+
+
+def _span(t: Tensor) -> tuple[Any, Any, Any]:
+    """(the storage's address, first and last element of `t` in it)."""
+    first = t.storage_offset()
+    strides = zip(t.shape, t.stride(), strict=True)
+    last = first + sum((n - 1) * s for n, s in strides)
+    return t.untyped_storage().data_ptr(), first, last
+
+
+def _overlap(a: tuple[Any, Any, Any], b: tuple[Any, Any, Any]) -> bool:
+    return a[0] == b[0] != 0 and a[1] <= b[2] and b[1] <= a[2]

@@ -4,6 +4,7 @@ from.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hra import linear
+from hra.adapter import Adapter
+from hra.checks import or_undo
 
 
 @dataclass(frozen=True)
@@ -31,27 +34,37 @@ def probe(
     progress: bool = True,
 ) -> Probe:
     """Run `batches` (a finite iterable) forward and backward and collect ∂L/∂W of the
-    linear layers that `targets` names.
+    linear layers that `targets` names; of an adapted layer that of W0 + ΔW.
+
+        probe = hra.probe(model, batches, targets="c_attn")
+        probe.mean["transformer.h.0.attn.c_attn"].shape     # (576, 192), as W
 
     G = gᵀx is formed in a hook of each layer, one dense matrix at a time; no weight is
-    made trainable, the model's mode, gradients and flags are left as they were, also
+    made trainable, the modules' modes, gradients and flags are left as they were, also
     after an error. Raises ValueError when nothing matches or there is no batch.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
-    found = linear.sites(model, targets)
-    total = {
-        s: torch.zeros_like(linear.weight(m), memory_format=torch.contiguous_format)
-        for s, m in found.items()
-    }
-    squared = {s: torch.zeros_like(t) for s, t in total.items()}
+    found = watched(model, targets)
+    total = {s: _zeros(m) for s, m in found.items()}
+    squared = {s: _zeros(m) for s, m in found.items()}
     batch_sum: dict[str, Tensor] = {}
     handles: list[Any] = []
-    flags, mode = [(p, p.requires_grad) for p in model.parameters()], model.training
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    modes = [(m, m.training) for m in model.modules()]
+
+    def undo() -> None:
+        for h in handles:
+            h.remove()
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        for m, mode in modes:
+            m.training = mode
 
     def watch(site: str) -> Any:
         def hook(module: nn.Module, args: tuple, y: Tensor) -> None:
             def add(G: Tensor) -> None:  # a layer that is called twice adds twice
+                G = G.to(total[site].dtype)
                 batch_sum[site] = batch_sum[site] + G if site in batch_sum else G
 
             # everything is frozen: gradients begin at the first layer that is watched
@@ -62,10 +75,12 @@ def probe(
         return hook
 
     count = 0
-    try:
+    with or_undo(undo):
         model.requires_grad_(False).eval()
-        handles = [m.register_forward_hook(watch(s)) for s, m in found.items()]
-        for batch in tqdm(batches, desc="probe", disable=not progress, leave=False):
+        for s, m in found.items():
+            handles.append(m.register_forward_hook(watch(s)))
+        quiet = not (progress and sys.stderr.isatty())
+        for batch in tqdm(batches, desc="probe", disable=quiet, leave=False):
             batch_sum.clear()
             loss = model(**batch).loss
             loss.backward()
@@ -77,15 +92,27 @@ def probe(
                 total[s] += batch_sum[s]
                 squared[s] += batch_sum[s] ** 2
             count += 1
-    finally:
-        for h in handles:
-            h.remove()
-        for p, flag in flags:
-            p.requires_grad_(flag)
-        model.train(mode)
-    if not count:
-        raise ValueError("there is no batch to probe with.")
-    return Probe(
-        {s: t / count for s, t in total.items()},
-        {s: t / count for s, t in squared.items()},
-    )
+        if not count:
+            raise ValueError("there is no batch to probe with.")
+        undo()
+        return Probe(
+            {s: t / count for s, t in total.items()},
+            {s: t / count for s, t in squared.items()},
+        )
+
+
+def watched(model: nn.Module, targets: str) -> dict[str, nn.Module]:
+    """The layers that `targets` names: an adapter where a linear layer was."""
+    every: dict[str, nn.Module] = {}
+    for name, m in model.named_modules():
+        if isinstance(m, Adapter) or linear.is_linear(m):
+            if name.rpartition(".")[0] not in every:  # not the base of an adapter
+                every[name] = m
+    names = linear.matching(list(every), targets, "targets", "linear layer")
+    return {n: every[n] for n in names}
+
+
+def _zeros(layer: Any) -> Tensor:
+    W = layer.W0 if isinstance(layer, Adapter) else linear.weight(layer)
+    dtype = torch.promote_types(W.dtype, torch.float32)
+    return torch.zeros(W.shape, dtype=dtype, device=W.device)

@@ -5,7 +5,7 @@ the peak learning rate.
 import math
 from collections.abc import Callable
 
-from hra.adapter import check_number
+from hra.checks import check_number
 
 Schedule = Callable[[int, int], float]
 

@@ -30,9 +30,29 @@ def storage_index(index: Tensor, d_out: int, d_in: int, transposed: bool) -> Ten
     return index % d_in * d_out + index // d_in if transposed else index
 
 
-def overwrite_(weight: Tensor, position: Tensor, values: Tensor) -> None:
-    """weight.flat[position] = values, in place, unseen by autograd's counters."""
-    weight.data.view(-1).index_copy_(0, position, values.to(weight.dtype))
+@torch.no_grad()
+def overwrite_(weight: Tensor, position: Tensor | None, values: Tensor) -> None:
+    """weight.flat[position] = values, in place (all of it for None).
+
+    Through `.data`, so that autograd's version counter does not move: that is safe
+    where the written tensor is frozen and its new entries are those that the backward
+    pass is to see.
+    """
+    W = weight.data
+    if position is None:
+        W.copy_(values.view(W.shape))
+    elif W.is_contiguous():
+        W.view(-1).index_copy_(0, position, values.to(W.dtype))
+    else:
+        n = W.shape[-1]
+        W[position // n, position % n] = values.to(W.dtype)
+
+
+def read(weight: Tensor, position: Tensor | None) -> Tensor:
+    """A copy of weight.flat[position], or of all of it."""
+    if position is None:
+        return weight.detach().clone()
+    return weight.detach().reshape(-1)[position]
 
 
 def sampled_product(
@@ -83,19 +103,23 @@ def pack(index: Tensor) -> Tensor:
     return out
 
 
-def unpack(gaps: Tensor, count: int) -> Tensor:
-    """The index that `pack` packed. Raises ValueError if the bytes do not hold `count`
-    entries.
+def unpack(gaps: Tensor, count: int, total: int) -> Tensor:
+    """The index of `count` among `total` entries that `pack` packed.
+
+    Raises ValueError if the bytes cannot hold it, before anything is allocated.
     """
     if gaps.ndim != 1 or gaps.dtype != torch.uint8:
         raise ValueError(
             f"packed gaps are a vector of uint8, not {tuple(gaps.shape)} of "
             f"{gaps.dtype}."
         )
-    last = gaps != 255
-    if int(last.sum()) != count or not (len(gaps) and bool(last[-1])):
+    if not count <= len(gaps) <= count + total // 255:
         raise ValueError(
-            f"the packed index holds {int(last.sum())} entries instead of {count}."
+            f"{len(gaps)} packed gaps cannot hold {count} of {total} entries."
         )
+    last = gaps != 255
+    held = int(last.sum())
+    if held != count or not (len(gaps) and bool(last[-1])):
+        raise ValueError(f"the packed index holds {held} entries instead of {count}.")
     position = torch.cumsum(gaps.to(torch.int64) + last.to(torch.int64), 0) - 1
     return position[last]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hra.adapter import Adapter, check_seed
+from hra.adapter import Method
 
 
-class WholeModel(Adapter):
+class WholeModel(Method):
     """A module that stands inside a causal language model of transformers (GPT-2) and
     hooks its forward pass.
 
@@ -20,30 +20,38 @@ class WholeModel(Adapter):
     args, kwargs, output)`.
     """
 
+<<<<<<< HEAD
     family = "before LoRA"
     whole_model = True
+=======
+>>>>>>> 03c6c5d (Method above Adapter, fp32 masters for every method, file format 2 with a schema, also=, all or nothing, checkpoints with a checksum, Restart without touching W0)
     # under this name it is a part of the model: it moves, copies and saves with it
     NAME = "hra_adapter"
 
     def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:
-        nn.Module.__init__(self)
-        check_seed(seed)
+        super().__init__(seed=seed, site=site)
         can: Any = getattr(base, "can_generate", None)
         if not (callable(can) and can()):
             raise ValueError(
                 f"{type(self).__name__} needs a causal language model of transformers "
-                "with a key/value cache, "
-                f"such as GPT2LMHeadModel; this is a {type(base).__name__}."
+                "with a key/value cache, such as GPT2LMHeadModel; this is a "
+                f"{type(base).__name__}."
             )
-        self.seed, self.site, self.training = seed, site, base.training
+        self.training = base.training
         config: Any = base.config
-        self.layers, self.heads, self.width = (
-            config.num_hidden_layers,
-            config.num_attention_heads,
-            config.hidden_size,
-        )
-        self.context = config.max_position_embeddings
+        self.layers, self.heads = config.num_hidden_layers, config.num_attention_heads
+        self.width, self.context = config.hidden_size, config.max_position_embeddings
         base.requires_grad_(False)
+
+    @classmethod
+    def sites(cls, model: nn.Module, targets: str) -> dict[str, nn.Module]:
+        """The model itself, under the name ""; `targets` must be left out."""
+        if targets:
+            raise ValueError(
+                f"{cls.__name__} has the model itself as its layer: leave "
+                f"targets={targets!r} out."
+            )
+        return {"": model}
 
     @property
     def like(self) -> Tensor:
@@ -72,6 +80,7 @@ class WholeModel(Adapter):
         }
 
     def install(self, model: nn.Module) -> None:
+        self.release(model)  # installed twice, it would act twice
         model.add_module(self.NAME, self)
         model.register_forward_pre_hook(self.before, with_kwargs=True)
         model.register_forward_hook(self.after, with_kwargs=True)
@@ -86,7 +95,7 @@ class WholeModel(Adapter):
                         model._forward_hooks_with_kwargs,
                     ):
                         flags.pop(key, None)
-        delattr(model, self.NAME)
+        model._modules.pop(self.NAME, None)
 
     def before(
         self, model: Any, args: tuple, kwargs: dict[str, Any]
@@ -104,9 +113,8 @@ class WholeModel(Adapter):
             "to."
         )
 
-    # ---- what the hooks share
-    # ------------------------------------------------------------------
-    def unpack(
+    # ---- what the hooks share ------------------------------------------------------
+    def inputs(
         self, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], int, int, int]:
         """(keyword arguments, rows, tokens, tokens already in the cache, the adapter's

@@ -242,7 +242,11 @@ def test_prefix_reparametrisation_is_dropped_in_the_file(tmp_path):
     train(tuned)
     tuned.save(tmp_path / "p.safetensors")
     again = hra.load(gpt2(), tmp_path / "p.safetensors")
-    assert again.num_trainable == 2 * 2 * 3 * 32 and again.hyper == {"n": 3, "seed": 0}
+    assert again.num_trainable == 2 * 2 * 3 * 32 and again.hyper == {
+        "n": 3,
+        "hidden": None,
+        "seed": 0,
+    }
     torch.testing.assert_close(again(**batch()).logits, tuned(**batch()).logits)
 
 

@@ -149,13 +149,18 @@ def test_nan_or_inf(path, bad):
 def test_another_base(path):
     refused(path, "another base: this model's adapted weights differ", net(seed=1))
     refused(path, r"another base: 0 is \(8, 6\) there", net(width=9))
-    refused(path, "another base: it adapts 2", nn.Sequential(nn.Linear(6, 8)))
+    refused(path, "another base: it adapts '2'", nn.Sequential(nn.Linear(6, 8)))
     hra.load(net(seed=1), path, strict_base=False)
 
 
 def test_a_newer_format(path):
-    rewrite(path, format_version="2")
-    refused(path, "format 2; this hra reads up to 1")
+    rewrite(path, format_version="3")
+    refused(path, "format 3; this hra reads format 2")
+
+
+def test_the_format_before(path):
+    rewrite(path, format_version="1")
+    refused(path, "format 1, which did not hold all .* save it again")
 
 
 @pytest.mark.parametrize(
@@ -177,9 +182,16 @@ def test_metadata_that_does_not_parse(path, change):
 
 
 def test_impossible_hyperparameters(path):
-    rewrite(path, hyper='{"r": 100}')
+    hyper = json.loads(parts(path)[1]["hyper"])
+    rewrite(path, hyper=json.dumps(hyper | {"r": 100}))
     sign(path)
-    refused(path, "r=100 is out of range")
+    refused(path, r"A has the wrong shape \(2, 6\); LoRA needs \(100, 6\)")
+    rewrite(path, hyper=json.dumps(hyper | {"alpha": -1.0}))
+    sign(path)
+    refused(path, "alpha=-1.0 is out of range")
+    rewrite(path, hyper='{"r": 2}')
+    sign(path)
+    refused(path, "the hyperparameter alpha is missing")
 
 
 def test_one_flipped_bit(path):
@@ -252,7 +264,7 @@ def test_any_shape_and_dtype_round_trips_and_no_truncation_passes(
     tuned.detach()
     again = hra.load(model, path)
     assert all(
-        torch.equal(v, want[k]) and v.dtype == dtype
+        torch.equal(v, want[k]) and v.dtype == torch.promote_types(dtype, torch.float32)
         for k, v in again.state_dict().items()
     )
     again.detach()

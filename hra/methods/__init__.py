@@ -2,7 +2,7 @@
 here.
 """
 
-from hra.adapter import Adapter
+from hra.adapter import Method
 from hra.methods.asylora import AsyLoRA
 from hra.methods.bitfit import BitFit
 from hra.methods.dora import DoRA
@@ -21,7 +21,7 @@ from hra.methods.rslora import RsLoRA
 from hra.methods.shira import SHiRA
 from hra.methods.vera import VeRA
 
-_ALL: tuple[type[Adapter], ...] = (
+_ALL: tuple[type[Method], ...] = (
     FullFT,
     LoRA,
     RsLoRA,
@@ -40,4 +40,4 @@ _ALL: tuple[type[Adapter], ...] = (
     SHiRA,
     ReLoRA,
 )
-METHODS: dict[str, type[Adapter]] = {m.__name__: m for m in _ALL}
+METHODS: dict[str, type[Method]] = {m.__name__: m for m in _ALL}

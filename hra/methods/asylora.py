@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hra.checks import check_choice
 from hra.law import Law, dropout_mask, kept_input
 from hra.methods.lora import LoRA
 
@@ -35,25 +36,18 @@ class AsyLoRA(LoRA):
         seed: int = 0,
         site: str = "",
     ) -> None:
-        if train not in ("A", "B"):
-            raise ValueError(
-                f"train={train!r} must be 'A' or 'B': the factor that trains."
-            )
-        self.trained = train  # before LoRA's constructor, which calls reset()
         super().__init__(base, r, alpha, dropout, seed=seed, site=site)
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        """The frozen factor is drawn from (seed, site), the other is zero."""
-        frozen, moved = (self.A, self.B) if self.trained == "B" else (self.B.T, self.A)
-        draw = torch.empty(frozen.shape, dtype=torch.float64)
-        draw.uniform_(
-            -0.5, 0.5, generator=self.generator(f"orthonormal, {self.trained} trains")
+        self.trained = check_choice("train", train, ("A", "B"))
+        shape = (r, self.d_in) if train == "B" else (r, self.d_out)
+        draw = torch.empty(shape, dtype=torch.float64).uniform_(
+            -0.5, 0.5, generator=self.generator(f"orthonormal, {train} trains")
         )
-        frozen.copy_(torch.linalg.svd(draw, full_matrices=False).Vh)
-        moved.zero_()
-        self.A.requires_grad_(self.trained == "A")
-        self.B.requires_grad_(self.trained == "B")
+        rows = torch.linalg.svd(draw, full_matrices=False).Vh.to(self.W0)
+        if train == "B":
+            self.A = nn.Parameter(rows, requires_grad=False)
+        else:
+            self.A = self.new_parameter(r, self.d_in)
+            self.B = nn.Parameter(rows.T.contiguous(), requires_grad=False)
 
     @classmethod
     def law(cls, dropout: float, grad: bool, train: str = "B", **hyper: Any) -> Law:

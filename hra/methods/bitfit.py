@@ -31,12 +31,12 @@ class BitFit(Adapter):
                 "that have one."
             )
         super().__init__(base, seed=seed, site=site)
-        self.delta_b = nn.Parameter(self.W0.new_zeros(self.d_out))
+        self.delta_b = self.new_parameter(self.d_out)
 
     @property
     def bias(self) -> Tensor:
         """b0 + Δb."""
-        return self.base.get_parameter("bias") + self.delta_b
+        return self.base.get_parameter("bias") + self.like_base(self.delta_b)
 
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         return torch.zeros_like(self.W0)
@@ -44,12 +44,18 @@ class BitFit(Adapter):
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
     ) -> Float[Tensor, "*tokens {self.d_out}"]:
-        return self.base(x) + self.delta_b
+        return self.base(x) + self.like_base(self.delta_b)
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """A plain layer with the bias b0 + Δb."""
         return linear.with_weight(self.base, self.W0, self.bias)
+
+    def entries(self) -> tuple[Tensor | None, Tensor]:
+        raise TypeError(
+            "BitFit changes the bias and no weight: there is no ΔW to add up. "
+            "Merge it, or switch to its file."
+        )
 
     @classmethod
     def law(cls, **hyper: Any) -> Law:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hra.checks import check_bool
 from hra.law import Law, kept_input
 from hra.methods.lora import LoRA
 
@@ -40,17 +41,20 @@ class DoRA(LoRA):
         site: str = "",
     ) -> None:
         super().__init__(base, r, alpha, dropout, seed=seed, site=site)
-        if not isinstance(detach_norm, bool):
-            raise TypeError(f"detach_norm={detach_norm!r} must be True or False.")
-        self.detach_norm = detach_norm
-        self.m = nn.Parameter(torch.linalg.vector_norm(self.W0, dim=1))
+        self.detach_norm = check_bool("detach_norm", detach_norm)
+        self.m = self.new_parameter(self.d_out)
+        with torch.no_grad():
+            self.m.copy_(_row_norm(self.W0, self.m.dtype))
 
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         V = self.W0 + super().delta_weight()
-        norm = torch.linalg.vector_norm(V, dim=1)
-        return (self.m / (norm.detach() if self.detach_norm else norm))[
-            :, None
-        ] * V - self.W0
+        norm = _row_norm(V, self.m.dtype)
+        gamma = self.gamma(norm.detach() if self.detach_norm else norm)
+        return self.like_base(gamma)[:, None] * V - self.W0
+
+    def gamma(self, norm: Tensor) -> Float[Tensor, " {self.d_out}"]:
+        """m / ‖V‖, row by row; a row of zeros has no direction and stays zero."""
+        return self.m / torch.where(norm == 0, torch.ones_like(norm), norm)
 
     def norm(self) -> Float[Tensor, " {self.d_out}"]:
         """‖V‖ without V: the cross terms of ‖W0 + s B A‖² need products with r columns
@@ -66,16 +70,12 @@ class DoRA(LoRA):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_norm):
             norm = self.norm()
-        gamma = self.m / norm
+        V = self.A, self.B, self.gamma(norm), self.scale
         if not (self.training and self.dropout):
-            return _Scaled.apply(
-                x, self.W0, self.bias, self.A, self.B, gamma, self.scale
-            )
+            return _Scaled.apply(x, self.W0, self.bias, *V)
         dx = F.dropout(x, self.dropout, True)
         # y − b = W0 (x − d(x)) + γ (W0 + s B A) d(x)
-        return F.linear(x - dx, self.W0) + _Scaled.apply(
-            dx, self.W0, self.bias, self.A, self.B, gamma, self.scale
-        )
+        return F.linear(x - dx, self.W0) + _Scaled.apply(dx, self.W0, self.bias, *V)
 
     @classmethod
     def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:
@@ -87,18 +87,23 @@ class DoRA(LoRA):
         )
 
 
+def _row_norm(V: Tensor, dtype: torch.dtype) -> Tensor:
+    """‖V‖ row by row, summed in `dtype`: float32 at least."""
+    return torch.linalg.vector_norm(V, dim=1, dtype=dtype)
+
+
 class _RowNorm(torch.autograd.Function):
-    """c = ‖W0 + s B A‖ row by row; c² = ‖W0‖² + 2 s ⟨W0 Aᵀ, B⟩ + s² ⟨B A Aᵀ, B⟩. Keeps
-    c alone.
+    """c = ‖W0 + s B A‖ row by row, from ‖W0‖² + 2 s ⟨W0 Aᵀ, B⟩ + s² ⟨B A Aᵀ, B⟩.
+
+    Computed in the dtype of A and B; keeps c alone.
     """
 
     @staticmethod
     def forward(ctx: Any, W0: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
-        w = torch.linalg.vector_norm(W0, dim=1)
-        cross = ((2 * s * (W0 @ A.T) + s * s * (B @ (A @ A.T))) * B).sum(1)
-        c = torch.where(
-            cross == 0, w, (w * w + cross).clamp_min(0).sqrt()
-        )  # B = 0 gives ‖W0‖ to the bit
+        w = _row_norm(W0, B.dtype)
+        cross = ((2 * s * (W0.to(A.dtype) @ A.T) + s * s * (B @ (A @ A.T))) * B).sum(1)
+        c = (w * w + cross).clamp_min(0).sqrt()
+        c = torch.where(cross == 0, w, c)  # B = 0 gives ‖W0‖ to the bit
         ctx.save_for_backward(W0, A, B, c)
         ctx.s = s
         return c
@@ -107,7 +112,9 @@ class _RowNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, Tensor, None]:
         W0, A, B, c = ctx.saved_tensors
-        s, k = ctx.s, (g / c)[:, None]  # ∂L/∂V = k V, row by row
+        s, W0 = ctx.s, W0.to(A.dtype)
+        # ∂L/∂V = k V, row by row; no direction where V is zero
+        k = torch.where(c == 0, torch.zeros_like(c), g / c)[:, None]
         dB = s * k * (W0 @ A.T + s * B @ (A @ A.T))
         dA = s * ((k * B).T @ W0 + s * ((k * B).T @ B) @ A)
         return None, dA, dB, None
@@ -127,7 +134,7 @@ class _Scaled(torch.autograd.Function):
         gamma: Tensor,
         s: float,
     ) -> Tensor:
-        h = F.linear(x, A)
+        h = F.linear(x, A.to(W0.dtype))
         p = F.linear(x, W0)
         p.view(-1, p.shape[-1]).addmm_(
             h.view(-1, h.shape[-1]).to(p.dtype), B.T.to(p.dtype), alpha=s

@@ -27,12 +27,10 @@ class FullFT(Adapter):
 
     def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:
         super().__init__(base, seed=seed, site=site)
-        self.delta = nn.Parameter(
-            torch.zeros_like(self.W0, memory_format=torch.contiguous_format)
-        )
+        self.delta = self.new_parameter(self.d_out, self.d_in)
 
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
-        return self.delta
+        return self.like_base(self.delta)
 
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
@@ -55,14 +53,14 @@ class _Sum(torch.autograd.Function):
         ctx: Any, x: Tensor, W0: Tensor, delta: Tensor, bias: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(x, W0, delta)
-        return F.linear(x, W0 + delta, bias)
+        return F.linear(x, W0 + delta.to(W0.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, Tensor, None]:
         x, W0, delta = ctx.saved_tensors
         dx = (
-            (g @ (W0 + delta).to(g.dtype)).to(x.dtype)
+            (g @ (W0 + delta.to(W0.dtype)).to(g.dtype)).to(x.dtype)
             if ctx.needs_input_grad[0]
             else None
         )

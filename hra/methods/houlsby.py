@@ -25,7 +25,11 @@ class Houlsby(Adapter):
     ValueError for a bad r, as LoRA does.
     """
 
+<<<<<<< HEAD
     family = "before LoRA"
+=======
+    start_tolerance = 5e-3
+>>>>>>> 03c6c5d (Method above Adapter, fp32 masters for every method, file format 2 with a schema, also=, all or nothing, checkpoints with a checksum, Restart without touching W0)
     no_delta = (
         "it puts a nonlinear bottleneck behind the layer, which no weight can hold"
     )
@@ -41,21 +45,25 @@ class Houlsby(Adapter):
         self.r = self.check_rank(r)
         for name, shape in (("W_d", (r, self.d_out)), ("W_u", (self.d_out, r))):
             draw = nn.init.trunc_normal_(
-                torch.empty(shape),
+                torch.empty(shape, dtype=torch.float32),
                 std=1e-2,
                 a=-2e-2,
                 b=2e-2,
                 generator=self.generator(name),
             )
-            setattr(self, name, nn.Parameter(draw.to(self.W0)))
-        self.b_d = nn.Parameter(self.W0.new_zeros(r))
-        self.b_u = nn.Parameter(self.W0.new_zeros(self.d_out))
+            setattr(self, name, self.new_parameter(*shape))
+            self.get_parameter(name).data.copy_(draw)
+        self.b_d = self.new_parameter(r)
+        self.b_u = self.new_parameter(self.d_out)
 
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
     ) -> Float[Tensor, "*tokens {self.d_out}"]:
         h = self.base(x)
-        return h + F.linear(F.gelu(F.linear(h, self.W_d, self.b_d)), self.W_u, self.b_u)
+        W_d, b_d, W_u, b_u = map(
+            self.like_base, (self.W_d, self.b_d, self.W_u, self.b_u)
+        )
+        return h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)
 
     @classmethod
     def law(cls, **hyper: Any) -> Law:

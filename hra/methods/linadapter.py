@@ -27,7 +27,11 @@ class LinAdapter(Adapter):
     ValueError for a bad r, as LoRA does.
     """
 
+<<<<<<< HEAD
     family = "before LoRA"
+=======
+    start_tolerance = 0.05
+>>>>>>> 03c6c5d (Method above Adapter, fp32 masters for every method, file format 2 with a schema, also=, all or nothing, checkpoints with a checksum, Restart without touching W0)
     no_delta = (
         "it puts a nonlinear bottleneck behind the layer, which no weight can hold"
     )
@@ -42,19 +46,27 @@ class LinAdapter(Adapter):
         super().__init__(base, seed=seed, site=site)
         self.r = self.check_rank(r)
         for name, shape in (("W_d", (r, self.d_out)), ("W_u", (self.d_out, r))):
-            draw = torch.empty(shape).normal_(0.0, 0.02, generator=self.generator(name))
-            setattr(self, name, nn.Parameter(draw.to(self.W0)))
-        self.b_d = nn.Parameter(self.W0.new_zeros(r))
-        self.b_u = nn.Parameter(self.W0.new_zeros(self.d_out))
-        self.ln_weight = nn.Parameter(self.W0.new_ones(self.d_out))
-        self.ln_bias = nn.Parameter(self.W0.new_zeros(self.d_out))
+            draw = torch.empty(shape, dtype=torch.float32).normal_(
+                0.0, 0.02, generator=self.generator(name)
+            )
+            setattr(self, name, self.new_parameter(*shape))
+            self.get_parameter(name).data.copy_(draw)
+        self.b_d = self.new_parameter(r)
+        self.b_u = self.new_parameter(self.d_out)
+        self.ln_weight = self.new_parameter(self.d_out)
+        nn.init.ones_(self.ln_weight)
+        self.ln_bias = self.new_parameter(self.d_out)
 
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
     ) -> Float[Tensor, "*tokens {self.d_out}"]:
         h = self.base(x)
-        z = F.layer_norm(h, (self.d_out,), self.ln_weight, self.ln_bias)
-        return h + F.linear(F.relu(F.linear(z, self.W_d, self.b_d)), self.W_u, self.b_u)
+        W_d, b_d, W_u, b_u = map(
+            self.like_base, (self.W_d, self.b_d, self.W_u, self.b_u)
+        )
+        norm = self.like_base(self.ln_weight), self.like_base(self.ln_bias)
+        z = F.layer_norm(h, (self.d_out,), *norm)
+        return h + F.linear(F.relu(F.linear(z, W_d, b_d)), W_u, b_u)
 
     @classmethod
     def law(cls, **hyper: Any) -> Law:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hra.adapter import Adapter, check_number
+from hra.adapter import Adapter, uniform
+from hra.checks import check_number
 from hra.law import Law, kept_input
 
 
@@ -44,29 +45,26 @@ class LoRA(Adapter):
         self.alpha = check_number("alpha", alpha, 0.0, float("inf"))
         self.dropout = check_number("dropout", dropout, 0.0, 1.0, closed_low=True)
         self.scale = self.scaling(self.alpha, self.r)
-        self.A = nn.Parameter(self.W0.new_empty(r, self.d_in))
-        self.B = nn.Parameter(self.W0.new_empty(self.d_out, r))
-        self.reset()
+        self.A = self.new_parameter(r, self.d_in)
+        self.B = self.new_parameter(self.d_out, r)
+        self.start()
 
     @staticmethod
     def scaling(alpha: float, r: int) -> float:
         return alpha / r
 
     @torch.no_grad()
-    def reset(self) -> None:
+    def start(self) -> None:
         """A is drawn from (seed, site), B is zero."""
-        bound = self.d_in**-0.5
-        A = torch.empty(self.r, self.d_in).uniform_(
-            -bound, bound, generator=self.generator("A")
-        )
-        self.A.copy_(A)
+        draw = uniform((self.r, self.d_in), self.d_in**-0.5, self.generator("A"))
+        self.A.copy_(draw)
         self.B.zero_()
 
     def factors(
         self,
     ) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
-        """(A, B), for methods that compute them or their gradients in another way."""
-        return self.A, self.B
+        """(A, B) in the layer's dtype, for methods that compute them otherwise."""
+        return self.like_base(self.A), self.like_base(self.B)
 
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         A, B = self.factors()
@@ -78,7 +76,7 @@ class LoRA(Adapter):
         """x W0ᵀ + (α/r) (x Aᵀ) Bᵀ: r numbers between the two, ΔW is never formed."""
         A, B = self.factors()
         h = F.linear(F.dropout(x, self.dropout, self.training), A)
-        return self.base(x) + F.linear(self.scale * h, B)
+        return F.linear(x, self.frozen, self.bias) + F.linear(self.scale * h, B)
 
     @classmethod
     def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hra.checks import check_bool
 from hra.law import Law, dropout_mask
 from hra.methods.lora import LoRA
 
@@ -34,17 +35,16 @@ class LoRAFA(LoRA):
         site: str = "",
     ) -> None:
         super().__init__(base, r, alpha, dropout, seed=seed, site=site)
-        if not isinstance(project, bool):
-            raise TypeError(f"project={project!r} must be True or False.")
-        self.project = project
-        self.A.requires_grad_(False)
+        self.project = check_bool("project", project)
+        self.A = nn.Parameter(self.like_base(self.A.data), requires_grad=False)
 
     def factors(
         self,
     ) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
-        return self.A, _Project.apply(
-            self.B, self.A, self.scale
-        ) if self.project else self.B
+        A, B = self.like_base(self.A), self.B
+        if self.project:
+            B = _Project.apply(B, A, self.scale)
+        return A, self.like_base(B)
 
     @classmethod
     def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:

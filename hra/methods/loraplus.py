@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from hra.adapter import check_number
+from hra.checks import check_number
 from hra.methods.lora import LoRA
 
 

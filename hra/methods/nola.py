@@ -11,12 +11,12 @@ gradients would vanish there for ever.
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hra.adapter import Adapter, check_count, check_number
-from hra.bases import Combination
+from hra.adapter import uniform
+from hra.bases import Combination, draws
+from hra.checks import check_count
 from hra.law import Law, kept_input
 from hra.methods.lora import LoRA
 
@@ -26,9 +26,11 @@ class NOLA(LoRA):
     and the same for k, l below 1.
     """
 
+    A: Any  # made of bases, see `factors`; no parameters of their own
+    B: Any
     alpha_: Float[Tensor, " k"]
     beta_: Float[Tensor, " l"]
-    A0: Float[Tensor, "r d_in"]
+    A0: Tensor  # (r, d_in)
 
     def __init__(
         self,
@@ -42,21 +44,12 @@ class NOLA(LoRA):
         seed: int = 0,
         site: str = "",
     ) -> None:
-        Adapter.__init__(self, base, seed=seed, site=site)
-        self.r, self.k, self.l = (
-            self.check_rank(r),
-            check_count("k", k),
-            check_count("l", l),
-        )
-        self.alpha = check_number("alpha", alpha, 0.0, float("inf"))
-        self.dropout = check_number("dropout", dropout, 0.0, 1.0, closed_low=True)
-        self.scale = self.scaling(self.alpha, r)
-        self.alpha_ = nn.Parameter(self.W0.new_zeros(k))
-        self.beta_ = nn.Parameter(self.W0.new_zeros(l))
-        bound = self.d_in**-0.5
-        A0 = torch.empty(r, self.d_in).uniform_(
-            -bound, bound, generator=self.generator("A0")
-        )
+        super().__init__(base, r, alpha, dropout, seed=seed, site=site)
+        self.k, self.l = check_count("k", k), check_count("l", l)
+        del self.A, self.B  # combinations take their place
+        self.alpha_ = self.new_parameter(k)
+        self.beta_ = self.new_parameter(l)
+        A0 = uniform((r, self.d_in), self.d_in**-0.5, self.generator("A0"))
         self.register_buffer("A0", A0.to(self.W0), persistent=False)
 
     def factors(
@@ -64,10 +57,17 @@ class NOLA(LoRA):
     ) -> tuple[Float[Tensor, "r {self.d_in}"], Float[Tensor, "{self.d_out} r"]]:
         """(A, B), the bases drawn anew."""
         a, b = (self.generator(name).initial_seed() for name in ("A_i", "B_j"))
-        A = self.A0 + Combination.apply(
-            self.alpha_, a, (self.r, self.d_in), self.k**-0.5
-        )
-        return A, Combination.apply(self.beta_, b, (self.d_out, self.r), self.l**-0.5)
+        dtype, r = self.A0.dtype, self.r
+        A = Combination.apply(self.alpha_, a, (r, self.d_in), self.k**-0.5, dtype)
+        B = Combination.apply(self.beta_, b, (self.d_out, r), self.l**-0.5, dtype)
+        return self.A0 + A, B
+
+    def drawn(self) -> dict[str, Tensor]:
+        first = {"A_i": (self.r, self.d_in), "B_j": (self.d_out, self.r)}
+        return {"A0": self.A0} | {
+            n: next(draws(self.generator(n).initial_seed(), 1, shape, 1.0))
+            for n, shape in first.items()
+        }
 
     @classmethod
     def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:

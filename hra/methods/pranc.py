@@ -16,8 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hra.adapter import Adapter, check_count
-from hra.bases import Combination
+from hra import linear
+from hra.adapter import WIDE, Adapter
+from hra.bases import Combination, draws
+from hra.checks import check_count
 from hra.law import Law
 
 
@@ -26,46 +28,54 @@ class PRANC(Adapter):
     an m that is no integer above 0.
     """
 
+<<<<<<< HEAD
     family = "seeded"
     coefficients: Float[Tensor, " m"]
+=======
+    c: Float[Tensor, " m"]
+>>>>>>> 03c6c5d (Method above Adapter, fp32 masters for every method, file format 2 with a schema, also=, all or nothing, checkpoints with a checksum, Restart without touching W0)
 
     def __init__(
         self,
         base: nn.Module,
         m: int = 1000,
         *,
-        shared: nn.Parameter | None = None,
+        shared: tuple[nn.Parameter, bool] | None = None,
         seed: int = 0,
         site: str = "",
     ) -> None:
         super().__init__(base, seed=seed, site=site)
         self.m = check_count("m", m)
-        self.coefficients = (
-            nn.Parameter(self.W0.new_zeros(m)) if shared is None else shared
-        )
+        c, mine = shared or (self.new_parameter(m), True)
+        self.common = (c,)  # in a tuple: only one site has it as a part of its own
+        if mine:
+            self.c = c
 
     @classmethod
     def plan(
         cls, sites: dict[str, nn.Module], **hyper: Any
     ) -> dict[str, dict[str, Any]]:
-        """One vector of coefficients for all sites."""
-        some = next(iter(sites.values())).weight
-        if not isinstance(some, Tensor):
-            raise TypeError(f"{next(iter(sites))} has no weight tensor.")
-        shared = nn.Parameter(
-            torch.zeros(
-                check_count("m", hyper.get("m", 1000)),
-                dtype=some.dtype,
-                device=some.device,
-            )
-        )
-        return {name: dict(hyper, site=name, shared=shared) for name in sites}
+        """The site whose name comes first holds the coefficients for all of them."""
+        m, first = check_count("m", hyper["m"]), min(sites)
+        W = linear.weight(sites[first])
+        dtype = torch.promote_types(W.dtype, WIDE)
+        c = nn.Parameter(torch.zeros(m, dtype=dtype, device=W.device))
+        return {n: dict(hyper, site=n, shared=(c, n == first)) for n in sites}
+
+    @property
+    def coefficients(self) -> Float[Tensor, " m"]:
+        """c, one vector for all sites."""
+        return self.common[0]
 
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
-        seed = self.generator("bases").initial_seed()
+        seed, shape = self.generator("bases").initial_seed(), (self.d_out, self.d_in)
         return Combination.apply(
-            self.coefficients, seed, (self.d_out, self.d_in), self.d_in**-0.5
+            self.coefficients, seed, shape, self.d_in**-0.5, self.W0.dtype
         )
+
+    def drawn(self) -> dict[str, Tensor]:
+        seed, shape = self.generator("bases").initial_seed(), (self.d_out, self.d_in)
+        return {"bases": next(draws(seed, 1, shape, 1.0))}
 
     @classmethod
     def law(cls, grad: bool, **hyper: Any) -> Law:

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hra.adapter import check_count
+from hra.adapter import WIDE
+from hra.checks import check_count
 from hra.whole import WholeModel
 
 
@@ -27,6 +28,7 @@ class PrefixTuning(WholeModel):
     … context − 1, hidden below 1.
     """
 
+    prefix: Float[Tensor, "layers 2 heads n d_head"]
     no_delta = "it adds keys and values to the attention and changes no weight"
 
     def __init__(
@@ -41,26 +43,20 @@ class PrefixTuning(WholeModel):
         super().__init__(base, seed=seed, site=site)
         self.n = self.check_length(n, "prefix")
         self.hidden = None if hidden is None else check_count("hidden", hidden)
-        like, g = next(base.parameters()), self.generator("prefix")
-        shape = (self.layers, 2, self.heads, n, self.width // self.heads)
+        g, heads, d = self.generator("prefix"), self.heads, self.width
+        like = next(base.parameters())
+
+        def drawn(*shape: int, std: float) -> nn.Parameter:
+            draw = torch.empty(shape, dtype=torch.float32).normal_(0, std, generator=g)
+            wide = torch.promote_types(like.dtype, WIDE)
+            return nn.Parameter(draw.to(like.device, wide))
+
         if hidden is None:
-            self.prefix = nn.Parameter(
-                torch.empty(shape).normal_(0, 0.02, generator=g).to(like)
-            )
+            self.prefix = drawn(self.layers, 2, heads, n, d // heads, std=0.02)
         else:
-            self.vectors = nn.Parameter(
-                torch.empty(n, self.width).normal_(0, 1, generator=g).to(like)
-            )
-            self.W1 = nn.Parameter(
-                torch.empty(hidden, self.width)
-                .normal_(0, self.width**-0.5, generator=g)
-                .to(like)
-            )
-            self.W2 = nn.Parameter(
-                torch.empty(2 * self.layers * self.width, hidden)
-                .normal_(0, 0.02, generator=g)
-                .to(like)
-            )
+            self.vectors = drawn(n, d, std=1.0)
+            self.W1 = drawn(hidden, d, std=d**-0.5)
+            self.W2 = drawn(2 * self.layers * d, hidden, std=0.02)
 
     def P(self) -> Float[Tensor, "layers 2 heads n d_head"]:
         """The keys and values of the prefix."""
@@ -71,20 +67,18 @@ class PrefixTuning(WholeModel):
 
     def packed(self, hyper: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a file holds: P, without the MLP that made it."""
-        return {"prefix": self.P().detach()}, {
-            k: v for k, v in hyper.items() if k != "hidden"
-        }
+        return {"prefix": self.P().detach()}, hyper | {"hidden": None}
 
     def before(
         self, model: Any, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
         from transformers import DynamicCache
 
-        kwargs, rows, tokens, seen = self.unpack(args, kwargs)
+        kwargs, rows, tokens, seen = self.inputs(args, kwargs)
         self.widen_mask(kwargs, self.n)
         if not seen:
             cache = kwargs.get("past_key_values") or DynamicCache(config=model.config)
-            for i, (k, v) in enumerate(self.P()):
+            for i, (k, v) in enumerate(self.P().to(model.dtype)):
                 cache.update(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1), i)
             kwargs["past_key_values"], seen = cache, self.n
         text = seen - self.n

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hra.adapter import WIDE
+from hra.checks import check_choice
 from hra.whole import WholeModel
 
 
@@ -39,26 +41,21 @@ class PromptTuning(WholeModel):
     ) -> None:
         super().__init__(base, seed=seed, site=site)
         self.n = self.check_length(n, "prompt")
-        if init not in ("vocab", "random"):
-            raise ValueError(f"init={init!r} must be 'vocab' or 'random'.")
-        self.init = init
+        self.init = check_choice("init", init, ("vocab", "random"))
         E: Tensor = base.get_input_embeddings().weight  # type: ignore[operator]
+        g = self.generator("prompt")
         if init == "vocab":
-            P = E.detach()[
-                torch.randint(len(E), (n,), generator=self.generator("prompt"))
-            ].clone()
+            P = E.detach()[torch.randint(len(E), (n,), generator=g)]
         else:
-            P = (
-                torch.empty(n, self.width)
-                .normal_(0, 0.02, generator=self.generator("prompt"))
-                .to(E)
-            )
-        self.P = nn.Parameter(P)
+            P = torch.empty(n, self.width, dtype=torch.float32)
+            P.normal_(0, 0.02, generator=g)
+        wide = torch.promote_types(E.dtype, WIDE)
+        self.P = nn.Parameter(P.to(E.device, wide, copy=True))
 
     def before(
         self, model: Any, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
-        kwargs, rows, tokens, seen = self.unpack(args, kwargs)
+        kwargs, rows, tokens, seen = self.inputs(args, kwargs)
         self.widen_mask(kwargs, self.n)
         if seen + tokens + (0 if seen else self.n) > self.context:
             raise ValueError(

@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hra import linear, masks
-from hra.adapter import Adapter, check_count, check_number
+from hra.adapter import Adapter
+from hra.checks import check_choice, check_count, check_number
 from hra.entries import Entries
 from hra.law import Law
 
@@ -40,6 +41,8 @@ class SHiRA(Entries):
     and snip, see `hra.probe`. Raises TypeError or ValueError naming the value and the
     range.
     """
+
+    data = ("gradients",)
 
     def __init__(
         self,
@@ -61,20 +64,12 @@ class SHiRA(Entries):
         site: str = "",
     ) -> None:
         Adapter.__init__(self, base, seed=seed, site=site)
-        for name, value, known in (
-            ("mask", mask, masks.RULES),
-            ("scope", scope, ("layer", "global")),
-            ("axis", axis, ("row", "column")),
-            ("form", form, FORMS),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"{name}={value!r} does not exist; there are {', '.join(known)}."
-                )
-        if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
-            raise ValueError(f"offset={offset!r} must be an integer of at least 0.")
+        self.mask = check_choice("mask", mask, masks.RULES)
+        self.scope = check_choice("scope", scope, ("layer", "global"))
+        self.form = check_choice("form", form, FORMS)
+        check_choice("axis", axis, ("row", "column"))
+        check_count("offset", offset, low=0)
         self.alpha = check_number("alpha", alpha, 0.0, float("inf"))
-        self.mask, self.scope, self.form = mask, scope, form
         if shared is None:
             K = masks.budget(self.d_out, self.d_in, density, count)
             if mask == "rand":
@@ -87,7 +82,7 @@ class SHiRA(Entries):
                 )
         self.hold(shared)
         if form == "hook":
-            self.dense = nn.Parameter(self.values.new_zeros(self.d_out, self.d_in))
+            self.dense = self.new_parameter(self.d_out, self.d_in)
             del self.values
 
     def _struct(
@@ -134,46 +129,38 @@ class SHiRA(Entries):
         would have had one by one.
         """
         made = super().plan(sites, **hyper)
-        mask = hyper.get("mask", "rand")
-        if hyper.get("scope") == "global" and mask in ("weight", "grad", "snip"):
+        mask, gradients = hyper["mask"], hyper["gradients"]
+        if hyper["scope"] == "global" and mask in ("weight", "grad", "snip"):
             scores = {
-                s: cls.score(mask, linear.weight(layer), hyper.get("gradients"), s)
+                s: cls.score(mask, linear.weight(layer), gradients, s)
                 for s, layer in sites.items()
             }
-            for s, index in masks.top_of_all(
-                scores, hyper["density"], hyper["count"], hyper["offset"]
-            ).items():
+            budget = hyper["density"], hyper["count"], hyper["offset"]
+            for s, index in masks.top_of_all(scores, *budget).items():
                 made[s]["shared"] = index
         return made
 
-    # ---- the other two forms
-
-    def masters(self) -> Tensor:
-        return self.dense if self.form == "hook" else self.values
-
+    # ---- the other two forms -------------------------------------------------------
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         if self.form != "hook":
             return super().delta_weight()
         S = self.dense.view_as(self.dense)
         if S.requires_grad:
             S.register_hook(self._masked)
-        return (self.alpha * S).to(self.stash.dtype)
+        return self.like_base(self.alpha * S)
 
     def _masked(self, G: Tensor) -> Tensor:
         """G ← M ⊙ G."""
         flat = G.reshape(-1)
-        return (
-            torch.zeros_like(flat)
-            .index_copy(0, self.index, flat[self.index])
-            .view_as(G)
-        )
+        kept = torch.zeros_like(flat).index_copy(0, self.index, flat[self.index])
+        return kept.view_as(G)
 
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
     ) -> Float[Tensor, "*tokens {self.d_out}"]:
-        return (
-            super().forward(x) if self.form == "overwrite" else Adapter.forward(self, x)
-        )
+        if self.form == "overwrite":
+            return super().forward(x)
+        return Adapter.forward(self, x)
 
     @classmethod
     def law(
@@ -211,25 +198,20 @@ class SHiRA(Entries):
             once={"W": "d_out*d_in"} if grad else {},
         )
 
-    # ---- files
-
+    # ---- files ---------------------------------------------------------------------
     def by_rule(self) -> bool:
         return self.mask in ("rand", "struct") or (
             self.mask == "weight" and self.scope == "layer"
         )
 
     def trained_values(self) -> Tensor:
-        return (
-            self.dense.detach().flatten()[self.index]
-            if self.form == "hook"
-            else super().trained_values()
-        )
+        if self.form == "hook":
+            return self.dense.detach().flatten()[self.index]
+        return super().trained_values()
 
     def packed(self, hyper: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        hyper = {k: v for k, v in hyper.items() if k != "gradients"}
-        return super().packed(
-            hyper | ({"form": "overwrite"} if self.form == "hook" else {})
-        )
+        form = "overwrite" if self.form == "hook" else self.form
+        return super().packed(hyper | {"form": form})
 
     def extra_repr(self) -> str:
         own = f"mask={self.mask}, K={len(self.index):,}, form={self.form}"

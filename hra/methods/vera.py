@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hra import linear
-from hra.adapter import Adapter, check_count, check_number, generator
+from hra.adapter import Adapter, generator, uniform
+from hra.checks import check_count, check_number
 from hra.law import Law
 
 
@@ -35,10 +36,8 @@ class Pair(nn.Module):
     def __init__(self, r: int, d_out: int, d_in: int, seed: int, like: Tensor) -> None:
         super().__init__()
         for name, shape in (("A", (r, d_in)), ("B", (d_out, r))):
-            bound = (6 / shape[1]) ** 0.5
-            draw = torch.empty(shape).uniform_(
-                -bound, bound, generator=generator(seed, what=f"VeRA {name}")
-            )
+            draws = generator(seed, what=f"VeRA {name}")
+            draw = uniform(shape, (6 / shape[1]) ** 0.5, draws)
             self.register_buffer(name, draw.to(like), persistent=False)
 
 
@@ -70,8 +69,9 @@ class VeRA(Adapter):
                 "0.1."
             )
         self.pair = shared or Pair(r, self.d_out, self.d_in, seed, self.W0)
-        self.b = nn.Parameter(self.W0.new_zeros(self.d_out))
-        self.d = nn.Parameter(self.W0.new_full((r,), d_init))
+        self.b = self.new_parameter(self.d_out)
+        self.d = self.new_parameter(r)
+        nn.init.constant_(self.d, d_init)
 
     @classmethod
     def plan(
@@ -79,14 +79,8 @@ class VeRA(Adapter):
     ) -> dict[str, dict[str, Any]]:
         """One pair for all sites, as large as the largest of them needs."""
         W = [linear.weight(layer) for layer in sites.values()]
-        r = check_count("r", hyper.get("r", 256))
-        pair = Pair(
-            r,
-            max(w.shape[0] for w in W),
-            max(w.shape[1] for w in W),
-            hyper.get("seed", 0),
-            W[0],
-        )
+        d_out, d_in = max(w.shape[0] for w in W), max(w.shape[1] for w in W)
+        pair = Pair(check_count("r", hyper["r"]), d_out, d_in, hyper["seed"], W[0])
         return {name: dict(hyper, site=name, shared=pair) for name in sites}
 
     @property
@@ -98,7 +92,11 @@ class VeRA(Adapter):
         return self.pair.B[: self.d_out]
 
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
-        return self.b[:, None] * (self.B @ (self.d[:, None] * self.A))
+        b, d = self.like_base(self.b), self.like_base(self.d)
+        return b[:, None] * (self.B @ (d[:, None] * self.A))
+
+    def drawn(self) -> dict[str, Tensor]:
+        return {"A": self.A, "B": self.B}
 
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
@@ -153,16 +151,13 @@ class _Vectors(torch.autograd.Function):
         d: Tensor,
     ) -> Tensor:
         W0 = stored.T if transposed else stored
-        (m, n), tokens, keeps_x = (
-            W0.shape,
-            x.numel() // x.shape[-1],
-            x.shape[-1] <= len(d),
-        )
-        dense = m * n < tokens * (
-            m + n * keeps_x
-        )  # x Aᵀ is needed anyway where it is kept
+        m, n = W0.shape
+        tokens, keeps_x = x.numel() // n, n <= len(d)
+        # x Aᵀ is needed anyway where it is kept
+        dense = m * n < tokens * (m + n * keeps_x)
         h = x if dense and keeps_x else F.linear(x, A)
         ctx.save_for_backward(stored, A, B, b, d, x if keeps_x else h)
+        b, d = b.to(stored.dtype), d.to(stored.dtype)
         ctx.setting = transposed, keeps_x, x.dtype
         if dense:
             return F.linear(x, _adapted(stored, transposed, A, B, b, d), bias)

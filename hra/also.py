@@ -1,0 +1,104 @@
+"""A module that trains in full beside the adapters: a new head, the layer norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hra import linear
+from hra.adapter import WIDE, Method
+
+
+class Also(Method):
+    """Stands for `base` and computes with trained copies of its parameters.
+
+    The copies are float32 or wider; `base` keeps the pretrained numbers, so that
+    `detach` is exact. Running statistics (BatchNorm) move with the training, are saved,
+    and put back.
+    """
+
+    def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:
+        super().__init__(seed=seed, site=site)
+        self.base = base.requires_grad_(False)
+        self.names = [n for n, _ in base.named_parameters()]
+        if not self.names:
+            raise ValueError(f"also: {site} has no parameters to train.")
+        self.trained = nn.ParameterList(
+            nn.Parameter(p.detach().to(torch.promote_types(p.dtype, WIDE), copy=True))
+            for p in base.parameters()
+        )
+        for i, b in enumerate(base.buffers()):
+            self.register_buffer(f"before{i}", b.detach().clone(), persistent=False)
+        self.training = base.training
+
+    @classmethod
+    def sites(cls, model: nn.Module, targets: str) -> dict[str, nn.Module]:
+        """The modules with parameters whose name contains the expression `targets`; of
+        one inside another the outer.
+        """
+        named = {n: m for n, m in model.named_modules() if n and any(m.parameters())}
+        names = linear.matching(list(named), targets, "also", "module with parameters")
+        outer = [
+            n for n in names if not any(n.startswith(f"{other}.") for other in names)
+        ]
+        found = {n: named[n] for n in outer}
+        inside = {id(p) for m in found.values() for p in m.parameters()}
+        for name, p in model.named_parameters(remove_duplicate=False):
+            if id(p) in inside and not any(name.startswith(f"{n}.") for n in found):
+                raise ValueError(
+                    f"also={targets!r} reaches a tied tensor: the model holds {name} "
+                    "too, which would not train along. Name both, or neither."
+                )
+        return found
+
+    def _parameters_now(self) -> dict[str, Tensor]:
+        base = dict(self.base.named_parameters())
+        pairs = zip(self.names, self.trained, strict=True)
+        return {n: p.to(base[n].dtype) for n, p in pairs}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.base, self._parameters_now(), args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a model asks of the module: its trained weight, its sizes."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            modules = self.__dict__.get("_modules", {})
+            if "base" not in modules or "trained" not in modules:
+                raise
+            if name in self.names:
+                return self._parameters_now()[name]
+            return getattr(modules["base"], name)
+
+    def install(self, model: nn.Module) -> None:
+        model.set_submodule(self.site, self)
+
+    @torch.no_grad()
+    def release(self, model: nn.Module) -> None:
+        for i, b in enumerate(self.base.buffers()):
+            b.copy_(self.get_buffer(f"before{i}"))
+        self.base.train(self.training)
+        model.set_submodule(self.site, self.base)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """The module itself, holding what was trained."""
+        new = dict(self._parameters_now())
+        for n, p in self.base.named_parameters():
+            p.copy_(new[n])
+        return self.base
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        own = dict(zip(self.names, self.trained, strict=True))
+        return own | dict(self.base.named_buffers())
+
+    def base_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        return {f"{self.site}.{n}": p for n, p in self.base.named_parameters()}
+
+    @torch.no_grad()
+    def changes(self) -> dict[str, tuple[Tensor | None, Tensor]]:
+        return {n: (None, p) for n, p in self._parameters_now().items()}

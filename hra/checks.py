@@ -1,0 +1,83 @@
+"""Checks of arguments, each written once, and the undoing of what was half done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def check_seed(seed: Any) -> int:
+    """`seed` if it is an integer; TypeError if not."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed={seed!r} must be an integer.")
+    return seed
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """`value` if it is True or False; TypeError if not."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False.")
+    return value
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """`value` if it is one of `choices`; ValueError if not."""
+    if value not in choices:
+        there = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"{name}={value!r} does not exist; there are {there}.")
+    return value
+
+
+def check_count(name: str, value: Any, why: str = "", low: int = 1) -> int:
+    """`value` if it is an integer of at least `low`; TypeError or ValueError if not."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"{name}={value!r} is a {type(value).__name__}; an integer of at least "
+            f"{low} is needed{why}."
+        )
+    if value < low:
+        raise ValueError(
+            f"{name}={value} is out of range: at least {low} is needed{why}."
+        )
+    return value
+
+
+def check_number(
+    name: str, value: Any, low: float, high: float, closed_low: bool = False
+) -> float:
+    """`value` as a float if it lies in (low, high), or [low, high) with `closed_low`.
+
+    Raises TypeError or ValueError if not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f"{name}={value!r} is a {type(value).__name__}; a number is needed."
+        )
+    inside = low <= value < high if closed_low else low < value < high
+    if math.isnan(value) or not inside:
+        bracket = "[" if closed_low else "("
+        raise ValueError(
+            f"{name}={value!r} is out of range: {name} must lie in {bracket}{low:g}, "
+            f"{high:g})."
+        )
+    return float(value)
+
+
+@contextmanager
+def or_undo(undo: Callable[[], Any]) -> Iterator[None]:
+    """Run a block; after any exception run `undo`, and raise the exception again.
+
+    `undo` must lead to the same end from wherever it starts: when it is itself
+    interrupted, it runs once more.
+    """
+    try:
+        yield
+    except BaseException:
+        try:
+            undo()
+        except BaseException:
+            undo()
+            raise
+        raise
