@@ -37,16 +37,12 @@ class Method(nn.Module):
     """
 
     no_delta = ""  # why there is no ΔW, for a method that has none
-<<<<<<< HEAD
     family = ""  # of the literature: gives the method its colour (see `hra.viz`)
-    whole_model = False  # whether the model itself is the layer (see `hra.whole`)
     # what a step may be, as far as the bill depends on it: `law` gets the present one
     phases: tuple[str, ...] = ("",)
     phase = ""
-=======
     start_tolerance = 0.0  # how far from the pretrained model it may start (rms)
     data: tuple[str, ...] = ()  # arguments that are data: no file holds them
->>>>>>> 03c6c5d (Method above Adapter, fp32 masters for every method, file format 2 with a schema, also=, all or nothing, checkpoints with a checksum, Restart without touching W0)
 
     def __init__(self, *, seed: int = 0, site: str = "") -> None:
         super().__init__()
@@ -155,10 +151,13 @@ class Method(nn.Module):
 
     # ---- the bill ------------------------------------------------------------------
     @classmethod
-    def law(cls, *_: Any, **hyper: Any) -> Law:
+    def law(cls, *_: Any, **given: Any) -> Law:
         """What a training step holds of one layer (`hra.memory`).
 
-        Of `hyper`, `grad` says whether x needs a gradient.
+        `given`, all by keyword: the hyperparameters; grad, whether x needs a gradient;
+        phase, one of `phases` (a method that observes now and then keeps x then); and,
+        where they are known, d_out, d_in, site and the adapter itself. A subclass
+        changes what `super().law(**given)` says with `dataclasses.replace`.
         """
         raise ValueError(
             f"{cls.__name__} states no law. Override `law`, or measure it: "
@@ -212,66 +211,9 @@ class Method(nn.Module):
         """As `plan`, for adapters that a file's tensors are about to fill."""
         return cls.plan(sites, **hyper)
 
-<<<<<<< HEAD
-    @classmethod
-    def law(cls, *_: Any, **given: Any) -> Law:
-        """What a training step holds of one layer (`hra.memory`).
-
-        `given`, all by keyword: the hyperparameters; grad, whether x needs a gradient;
-        phase, one of `phases` (a method that observes now and then keeps x then); and,
-        where they are known, d_out, d_in, site and the adapter itself. A subclass
-        changes what `super().law(**given)` says with `dataclasses.replace`.
-        """
-        raise ValueError(
-            f"{cls.__name__} states no law. Override `law`, or measure it: "
-            "hra.memory.measure."
-        )
-
-    @classmethod
-    def hyperparameters(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """All of the method's hyperparameters, those not `given` at their defaults.
-        Keyword-only ones but `seed` are the library's.
-
-        Raises TypeError for a name that does not exist.
-        """
-        known: dict[str, Any] = {}
-        for c in cls.__mro__:
-            if "__init__" in vars(c):
-                own = inspect.signature(c.__init__).parameters
-                planned = (
-                    {n for n, p in own.items() if p.kind is p.KEYWORD_ONLY} - {"seed"}
-                    if "seed" in own
-                    else set()
-                )
-                known = {
-                    n: p.default
-                    for n, p in own.items()
-                    if n not in ("self", "base")
-                    and n not in planned
-                    and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-                } | known
-                if not any(
-                    p.kind is p.VAR_KEYWORD for p in own.values()
-                ):  # a mixin passes the rest on
-                    break
-        for name in given:
-            if name not in known:
-                raise TypeError(
-                    f"{cls.__name__} has no hyperparameter {name!r}. It has: "
-                    f"{', '.join(known)}."
-                )
-        return known | given
-
-    # ---- helpers
-    # -------------------------------------------------------------------------------
-    def own_tensors(self) -> dict[str, Tensor]:
-        """The adapter's own state, without the base: what a file holds."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("base.")}
-=======
     def drawn(self) -> dict[str, Tensor]:
         """What a seed gives and no file holds; a file has its hash."""
         return {}
->>>>>>> 03c6c5d (Method above Adapter, fp32 masters for every method, file format 2 with a schema, also=, all or nothing, checkpoints with a checksum, Restart without touching W0)
 
     # ---- helpers -------------------------------------------------------------------
     def generator(self, what: str = "") -> torch.Generator:

@@ -148,21 +148,8 @@ class Restart(Adapter):
         return linear.with_weight(self.base, self.frozen + super().delta_weight())
 
     @classmethod
-<<<<<<< HEAD
-    def law(cls, *_: Any, **given: Any) -> Law:
-        """The method's own, and the pretrained weight beside the one that the layer
-        holds.
-        """
-        own = super().law(**given)
-        return replace(
-            own,
-            frozen=own.frozen | {"pristine": "d_out*d_in"},
-            int64=own.int64 | {"rounds": "1"},
-        )
-=======
     def law(cls, keep_base: bool = True, **hyper: Any) -> Law:
         """The method's own, and the weight under the present round."""
         own = super().law(**hyper)
         past = {"past": "d_out*d_in"} if keep_base else {}
-        return replace(own, frozen=own.frozen | past, wide=own.wide | {"rounds": "1"})
->>>>>>> 03c6c5d (Method above Adapter, fp32 masters for every method, file format 2 with a schema, also=, all or nothing, checkpoints with a checksum, Restart without touching W0)
+        return replace(own, frozen=own.frozen | past, int64=own.int64 | {"rounds": "1"})

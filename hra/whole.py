@@ -20,11 +20,7 @@ class WholeModel(Method):
     args, kwargs, output)`.
     """
 
-<<<<<<< HEAD
     family = "before LoRA"
-    whole_model = True
-=======
->>>>>>> 03c6c5d (Method above Adapter, fp32 masters for every method, file format 2 with a schema, also=, all or nothing, checkpoints with a checksum, Restart without touching W0)
     # under this name it is a part of the model: it moves, copies and saves with it
     NAME = "hra_adapter"
 

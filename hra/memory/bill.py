@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hra.adapter import Adapter
+from hra.adapter import Adapter, Method
 from hra.law import Law, evaluate
 
 
@@ -94,7 +94,7 @@ PLAIN = Law({"W": "d_out*d_in"}, {"x": "d_in"}, base=False)
 
 
 def law(
-    method: type[Adapter] | None, grad: bool = True, phase: str = "", **given: Any
+    method: type[Method] | None, grad: bool = True, phase: str = "", **given: Any
 ) -> Law:
     """The formulas of a method; of ordinary fine-tuning of the layer itself for
     `method=None`.
@@ -149,7 +149,7 @@ def check_sizes(**sizes: Any) -> None:
 
 
 def cost(
-    method: type[Adapter] | None,
+    method: type[Method] | None,
     d_out: int,
     d_in: int,
     tokens: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hra.adapter import Adapter
+from hra.adapter import Method
 from hra.memory.bill import PLANS, Amount, Bill, cost
 
 
@@ -94,7 +94,7 @@ PRESETS = {
 
 def preset_cost(
     name: str,
-    method: type[Adapter] | None,
+    method: type[Method] | None,
     sites: str | list[str],
     tokens: int,
     plan: str = "fp32",

@@ -49,12 +49,8 @@ class DoRA(LoRA):
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         V = self.W0 + super().delta_weight()
         norm = _row_norm(V, self.m.dtype)
-        gamma = self.gamma(norm.detach() if self.detach_norm else norm)
+        gamma = self.m / _no_zero(norm.detach() if self.detach_norm else norm)
         return self.like_base(gamma)[:, None] * V - self.W0
-
-    def gamma(self, norm: Tensor) -> Float[Tensor, " {self.d_out}"]:
-        """m / ‖V‖, row by row; a row of zeros has no direction and stays zero."""
-        return self.m / torch.where(norm == 0, torch.ones_like(norm), norm)
 
     def norm(self) -> Float[Tensor, " {self.d_out}"]:
         """‖V‖ without V: the cross terms of ‖W0 + s B A‖² need products with r columns
@@ -70,7 +66,7 @@ class DoRA(LoRA):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_norm):
             norm = self.norm()
-        V = self.A, self.B, self.gamma(norm), self.scale
+        V = self.A, self.B, self.m / norm, self.scale
         if not (self.training and self.dropout):
             return _Scaled.apply(x, self.W0, self.bias, *V)
         dx = F.dropout(x, self.dropout, True)
@@ -92,6 +88,11 @@ def _row_norm(V: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.linalg.vector_norm(V, dim=1, dtype=dtype)
 
 
+def _no_zero(norm: Tensor) -> Tensor:
+    """A row of zeros has no direction: with 1 for its norm it stays zero."""
+    return torch.where(norm == 0, torch.ones_like(norm), norm)
+
+
 class _RowNorm(torch.autograd.Function):
     """c = ‖W0 + s B A‖ row by row, from ‖W0‖² + 2 s ⟨W0 Aᵀ, B⟩ + s² ⟨B A Aᵀ, B⟩.
 
@@ -103,7 +104,7 @@ class _RowNorm(torch.autograd.Function):
         w = _row_norm(W0, B.dtype)
         cross = ((2 * s * (W0.to(A.dtype) @ A.T) + s * s * (B @ (A @ A.T))) * B).sum(1)
         c = (w * w + cross).clamp_min(0).sqrt()
-        c = torch.where(cross == 0, w, c)  # B = 0 gives ‖W0‖ to the bit
+        c = _no_zero(torch.where(cross == 0, w, c))  # B = 0 gives ‖W0‖ to the bit
         ctx.save_for_backward(W0, A, B, c)
         ctx.s = s
         return c
@@ -112,9 +113,7 @@ class _RowNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, Tensor, None]:
         W0, A, B, c = ctx.saved_tensors
-        s, W0 = ctx.s, W0.to(A.dtype)
-        # ∂L/∂V = k V, row by row; no direction where V is zero
-        k = torch.where(c == 0, torch.zeros_like(c), g / c)[:, None]
+        s, W0, k = ctx.s, W0.to(A.dtype), (g / c)[:, None]  # ∂L/∂V = k V, row by row
         dB = s * k * (W0 @ A.T + s * B @ (A @ A.T))
         dA = s * ((k * B).T @ W0 + s * ((k * B).T @ B) @ A)
         return None, dA, dB, None

@@ -25,11 +25,8 @@ class Houlsby(Adapter):
     ValueError for a bad r, as LoRA does.
     """
 
-<<<<<<< HEAD
     family = "before LoRA"
-=======
     start_tolerance = 5e-3
->>>>>>> 03c6c5d (Method above Adapter, fp32 masters for every method, file format 2 with a schema, also=, all or nothing, checkpoints with a checksum, Restart without touching W0)
     no_delta = (
         "it puts a nonlinear bottleneck behind the layer, which no weight can hold"
     )

@@ -28,12 +28,8 @@ class PRANC(Adapter):
     an m that is no integer above 0.
     """
 
-<<<<<<< HEAD
     family = "seeded"
-    coefficients: Float[Tensor, " m"]
-=======
     c: Float[Tensor, " m"]
->>>>>>> 03c6c5d (Method above Adapter, fp32 masters for every method, file format 2 with a schema, also=, all or nothing, checkpoints with a checksum, Restart without touching W0)
 
     def __init__(
         self,

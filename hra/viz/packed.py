@@ -149,7 +149,8 @@ def adapted(model: bytes, changes: list[tuple[bytes, float, int]]) -> dict[str, 
             elif kind == "values":
                 order = raw[name].int().abs().argsort(descending=True, stable=True)
                 best = order[: _share(len(order), keep)]
-                index = sparse.unpack(held[f"{site}.gaps"], len(part))
+                total = W[f"{site}.weight"].numel()
+                index = sparse.unpack(held[f"{site}.gaps"], len(part), total)
                 W[f"{site}.weight"].view(-1)[index[best]] += alpha * part[best]
     return W
 
