@@ -59,14 +59,39 @@ def slider(**kw):
 
 @node
 def test_the_script_computes_what_the_library_computes():
-    w = slider()
-    out = javascript(
-        w, f"[0,1,5,12].map(r => m.facts({json.dumps(w.sigma)}, [20,12], r))"
+    torch.manual_seed(0)
+    W = torch.randn(20, 12)
+    w = RankSlider(W)
+    choices = [{"r": r} for r in (0, 1, 5, 12)]
+    state = json.dumps(w.public_state())
+    drawn = javascript(
+        w, f"{json.dumps(choices)}.map(c => m.entries({{...{state}, ...c}}))"
     )
-    for r, got in zip((0, 1, 5, 12), out, strict=True):
-        w.r = r
+    for choice, got, picture in zip(choices, at_each(w, choices), drawn, strict=True):
+        w.r = r = choice["r"]
         assert got["energy"] == pytest.approx(w.energy(), abs=1e-9)
-        assert got["bytes"] == w.bytes() == 4 * r * 32
+        assert got["random"] == pytest.approx(w.energy(w.random), abs=1e-9)
+        assert got["bytes"] == w.bytes() == 4 * r * 32 and got["dense"] == 960
+        # the picture is the truncated matrix, but for eight bits a factor
+        low = hra.analysis.rank.truncate(W, r) if r else 0 * W
+        shown = torch.tensor(picture["values"]).reshape(20, 12)
+        assert (shown - low).abs().max() < 0.02 * W.abs().max()
+
+
+def test_the_random_matrix_has_the_shape_and_the_norm():
+    W = torch.outer(torch.arange(9.0), torch.ones(5))
+    w = RankSlider(W, r=1)
+    assert len(w.random) == 5 and w.energy() == pytest.approx(1)
+    norm = sum(s * s for s in w.random) ** 0.5
+    assert norm == pytest.approx(float(W.norm()), rel=1e-3)
+    assert 0.2 < w.energy(w.random) < 0.8 and "random matrix" in w.summary()
+
+
+def test_the_picture_samples_a_large_matrix_and_leaves_out_a_huge_one():
+    w = RankSlider(torch.randn(700, 600))
+    assert len(w.picture["left_rows"]) == len(w.picture["right_rows"]) == 20
+    assert len(json.dumps(w.public_state())) < 50_000
+    assert RankSlider(torch.randn(800, 900)).picture == {}
 
 
 def test_energy_is_the_share_of_the_truncated_matrix():
@@ -99,8 +124,15 @@ def test_the_bundle_serves_every_reader():
 
 
 def test_a_rank_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="0 to 12"):
+    with pytest.raises(ValueError, match="r=13 is out of range: 0 to 12"):
         slider(r=13)
+    w = slider()
+    for r in (4000, -1):
+        with pytest.raises(ValueError, match=f"r={r} is out of range: 0 to 12"):
+            w.r = r
+        assert w.r == 8
+    with pytest.raises(ValueError, match="a matrix is needed"):
+        RankSlider(torch.randn(3))
 
 
 def panel(steps=6, **kw):
@@ -230,21 +262,21 @@ def explorer(**kw):
 
 @node
 def test_the_mask_explorer_says_what_the_library_says():
-    w, drawn = explorer()
+    w, drawn = explorer(parts=("q", "k", "v"))
     choices = [
         {"rule": a, "other": b, "at": i} for a in drawn for b in drawn for i in (0, 1)
     ]
     for choice, got in zip(choices, at_each(w, choices), strict=True):
         for k, v in choice.items():
             setattr(w, k, v)
-        assert got == pytest.approx(w.facts())
+        assert got == w.facts()
         one, two = drawn[w.rule][w.at], drawn[w.other][w.at]
-        assert (
-            got["K"] == one.sum()
-            and got["shared"] == (one & two).sum()
-            and got["rows"] == one.any(1).sum()
-        )
-        assert got["structural"] == hra.analysis.rank.structural_rank(one)
+        assert got["shared"] == (one & two).sum()
+        assert got["chance"] == pytest.approx(float(one.sum() * two.sum() / 2400))
+        for mask, said in ((one, got), (two, got["other"])):
+            assert said["K"] == mask.sum() and said["rows"] == mask.any(1).sum()
+            assert said["structural"] == hra.analysis.rank.structural_rank(mask)
+            assert said["parts"] == [int(mask[20 * i :][:20].sum()) for i in range(3)]
 
 
 def test_the_mask_explorers_fallback_size_and_refusals():
@@ -256,13 +288,24 @@ def test_the_mask_explorers_fallback_size_and_refusals():
         len(w._js_path.read_bytes()) < 10_240
         and len(w.table["one"][0]["cells"]) == 24 * 24
     )
-    assert {"9", "0"} <= set(w.table["two"][0]["cells"]) <= set(
-        "0123456789"
-    ) and w.table["two"][0]["structural"] == 40
+    assert w.table["two"][0]["structural"] == 40 and w.other == "two"
+    full = torch.ones(48, 48, dtype=torch.bool)
+    masks = {"full": [full], "rand": [full & (torch.arange(48) == 0)]}
+    w = hra.viz.MaskExplorer(masks, [1.0])
+    assert set(w.table["full"][0]["cells"]) == {"9"}
+    # half of each cell of the first column, seen by the root
+    assert w.table["rand"][0]["cells"] == ("7" + "0" * 23) * 24
     with pytest.raises(ValueError, match="0 to 1"):
         explorer(at=2)
+    with pytest.raises(ValueError, match="'three' is none of the masks; there are one"):
+        explorer(rule="three")
+    with pytest.raises(ValueError, match="60 outputs cannot be cut into 7"):
+        explorer(parts="abcdefg")
     with pytest.raises(ValueError, match="two rules"):
         hra.viz.MaskExplorer({"one": drawn["one"]}, [0.02, 0.2])
+    many = {k: v * 30 for k, v in drawn.items()}
+    with pytest.raises(ValueError, match="leave out some densities"):
+        hra.viz.MaskExplorer(many, [0.02, 0.2] * 30)
 
 
 @node

@@ -37,6 +37,8 @@ const base = (() => {
   const CSS = `
 .hra-frame { margin: 0 0 1rem; padding: .8rem 1rem; border: 1px solid rgba(128,128,128,.45); border-radius: .4rem;
   max-width: 46rem; box-sizing: border-box; }
+canvas.hra-pixels { width: 100%; image-rendering: pixelated; border: 1px solid rgba(128,128,128,.5);
+  box-sizing: border-box; display: block; }
 .hra-frame p { margin: .4rem 0; }
 .hra-frame .hra-title { font-weight: 600; margin-top: 0; }
 .hra-frame figcaption { font-size: .92em; margin: .5rem 0 0; text-align: left; color: inherit; }
@@ -56,7 +58,8 @@ const base = (() => {
 .hra-guess fieldset { border: 0; margin: 0; padding: 0; }
 .hra-guess legend { font-size: 1em; font-weight: 600; margin: 0 0 .3rem; float: none; width: auto; }
 .hra-guess label { display: block; min-height: 1.75rem; }
-.hra-gap p { outline: none; }
+.hra-frame .hra-gap p:focus-visible { outline: none; }
+.hra-gap svg { max-width: 28rem; }
 .hra-gap { border-left: 3px solid #2a78d6; padding-left: .7rem; }`;
 
   function dress() {

@@ -1,62 +1,61 @@
 // The mask explorer. `base` is base.js, which hra.viz.static puts before this file.
-const { make, group, percent } = base;
+const { make, group, percent, frame, axes, text, palette } = base;
 
 function facts(s) {
-  const one = s.table[s.rule][s.at], two = s.table[s.other][s.at], total = s.shape[0] * s.shape[1], rules = Object.keys(s.table);
-  return { K: one.K, density: one.K / total, structural: one.structural, mask_rank: one.mask_rank, rows: one.rows,
-    shared: s.shared[s.at][rules.indexOf(s.rule)][rules.indexOf(s.other)],
-    chance: one.K * two.K / total };
+  const rules = Object.keys(s.table), total = s.shape[0] * s.shape[1];
+  const of = (rule) => {
+    const { K, structural, mask_rank, rows, parts } = s.table[rule][s.at];
+    return { K, density: K / total, structural, mask_rank, rows, parts };
+  };
+  const one = of(s.rule), two = of(s.other);
+  return { ...one, other: two, shared: s.shared[s.at][rules.indexOf(s.rule)][rules.indexOf(s.other)], chance: one.K * two.K / total };
 }
 
-let serial = 0;
 function render({ model, el }) {
-  const id = `hra-mask-${++serial}`, keys = ["table", "shared", "densities", "shape", "rule", "other", "at"];
-  const state = () => Object.fromEntries(keys.map((k) => [k, model.get(k)]));
-  const set = (k, v) => { model.set(k, v); model.save_changes(); };
-  const s0 = state(), rules = Object.keys(s0.table), side = 24, W = 480, H = 240, P = 200, sync = [];
-  const grid = make("div", { style: "display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.4rem 1rem;max-width:40rem" });
-  const choices = (name, label) => {
-    const e = make("select", { id: `${id}-${name}`, style: "display:block;width:100%;font:inherit" },
-      ...rules.map((r) => make("option", { value: r }, r)));
-    e.addEventListener("change", () => set(name, e.value));
-    grid.append(make("div", {}, make("label", { for: e.id }, label), e));
-    sync.push(() => { e.value = model.get(name); });
-  };
-  choices("rule", "Mask:");
-  choices("other", "Compare with:");
-  const out = make("output"), range = make("input", { id: `${id}-at`, type: "range", min: 0, max: s0.densities.length - 1, step: 1,
-    "data-lm-suppress-shortcuts": "true", style: "display:block;width:100%;accent-color:#2a78d6" });
-  range.addEventListener("input", () => set("at", +range.value));
-  grid.append(make("div", {}, make("label", { for: range.id }, "Density asked for:"), " ", out, range));
-  const status = make("p", { role: "status", "aria-live": "polite" });
-  const svg = make("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", style: "width:100%;max-width:40rem;display:block" });
-  const text = (x, y, t, more = {}) => make("text", { x, y, fill: "currentColor", "font-size": 13, ...more }, t);
-  function draw() {
-    const s = state(), f = facts(s), one = s.table[s.rule][s.at], X = 270, w = W - X - 8;
-    sync.forEach((g) => g());
-    range.value = s.at;
-    out.textContent = percent(s.densities[s.at]);
-    range.setAttribute("aria-valuetext", out.textContent);
-    svg.replaceChildren(make("rect", { x: 10, y: 8, width: P, height: P, fill: "none", stroke: "currentColor", "stroke-opacity": 0.5 }));
+  const fixed = Object.fromEntries(["table", "shared", "densities", "shape", "parts"].map((k) => [k, model.get(k)]));
+  const keys = ["rule", "other", "at"], state = () => ({ ...fixed, ...Object.fromEntries(keys.map((k) => [k, model.get(k)])) });
+  const ui = frame({ model, el, keys, draw }), rules = Object.keys(fixed.table), { parts, shape } = fixed;
+  ui.choices("rule", "Mask:", rules);
+  ui.choices("other", "Compare with:", rules);
+  ui.slider("at", "Density asked for:", 0, fixed.densities.length - 1, { show: (i) => percent(fixed.densities[i]) });
+  const side = make("div", { class: "hra-side" });
+  ui.picture.append(side);
+  const colours = [palette.families.sparse, "currentColor"], P = 200, L = 22;
+
+  function mask(one, name, fill) {
+    const n = Math.sqrt(one.cells.length), svg = make("svg", { viewBox: `0 0 ${P + L + 4} ${P + 26}`, role: "img" });
     [...one.cells].forEach((c, i) => {
-      if (+c) svg.append(make("rect", { x: 10 + P * (i % side) / side, y: 8 + P * Math.floor(i / side) / side, width: P / side,
-        height: P / side, fill: "#2a78d6", "fill-opacity": +c / 9 }));
+      if (+c) svg.append(make("rect", { x: L + P * (i % n) / n, y: 2 + P * Math.floor(i / n) / n, width: P / n, height: P / n, fill, "fill-opacity": +c / 9 }));
     });
-    const path = one.sigma.map((v, i) => `${(X + w * i / (one.sigma.length - 1)).toFixed(1)},${(8 + P * (1 - v)).toFixed(1)}`);
-    svg.append(make("path", { d: `M${X},8V${8 + P}H${W - 8}`, fill: "none", stroke: "currentColor", "stroke-opacity": 0.5 }),
-      make("path", { d: "M" + path.join("L"), fill: "none", stroke: "#d1661f", "stroke-width": 3 }),
-      text(10 + P / 2, H - 12, "inputs across, outputs down", { "text-anchor": "middle" }),
-      text(X + w / 2, H - 12, `index i, 1 to ${Math.min(...s.shape)}`, { "text-anchor": "middle" }),
-      text(X + w, 20, "σᵢ / σ₁, random values", { "text-anchor": "end" }), text(X - 5, 18, "1", { "text-anchor": "end" }),
-      text(X - 5, 8 + P, "0", { "text-anchor": "end" }));
-    const same = s.rule === s.other ? "" : ` It shares ${group(f.shared)} entries with ${s.other}; by chance it would be ${group(Math.round(f.chance))}.`;
-    status.textContent = `${s.rule} picks ${group(f.K)} of ${s.shape[0]} × ${s.shape[1]} entries (${percent(f.density)}) in ${group(f.rows)} rows. ` +
-      `A change on them has rank at most ${f.structural} of ${Math.min(...s.shape)}; the mask of zeros and ones has rank ${f.mask_rank}.${same}`;
-    svg.setAttribute("aria-label", `Left, a coarse picture of the mask; right, singular values of random numbers on it. ${status.textContent}`);
+    svg.append(make("rect", { x: L, y: 2, width: P, height: P, fill: "none", stroke: "currentColor", "stroke-opacity": 0.5 }));
+    parts.forEach((part, i) => {
+      const y = 2 + P * i / parts.length;
+      if (i) svg.append(make("line", { x1: L - 6, x2: L + P, y1: y, y2: y, stroke: "currentColor" }));
+      svg.append(text(L - 8, y + P / parts.length / 2 + 5, part, { "text-anchor": "end" }));
+    });
+    svg.append(text(L + P / 2, P + 20, name, { "text-anchor": "middle" }));
+    return svg;
   }
-  for (const k of ["rule", "other", "at"]) model.on(`change:${k}`, draw);
-  el.append(grid, status, svg);
-  draw();
+  const split = (one) => (parts.length ? `; ${parts.map((p, i) => `${p} ${group(one.parts[i])}`).join(", ")}` : "");
+
+  function draw() {
+    const s = state(), f = facts(s), pair = [s.rule, s.other].map((rule) => s.table[rule][s.at]), same = s.rule === s.other;
+    const plot = axes({ x: [0, 1], y: [0, 1], xlabel: `index i, 1 to ${Math.min(...shape)}`, ylabel: "σᵢ / σ₁ of random values on it", W: 300, H: 250, L: 30,
+      xticks: [[0, "1"], [1, group(Math.min(...shape))]], yticks: [[0, "0"], [1, "1"]] });
+    pair.slice(0, same ? 1 : 2).reverse().forEach((one, i) => plot.svg.append(plot.path(one.sigma.map((v, k) => [k / (one.sigma.length - 1), v]),
+      { stroke: colours[same ? 0 : 1 - i], "stroke-dasharray": same || i ? null : "6 4" })));
+    const pictures = pair.slice(0, same ? 1 : 2).map((one, i) => mask(one, [s.rule, s.other][i], colours[i]));
+    pictures.forEach((svg, i) => svg.setAttribute("aria-label", `A coarse picture of the mask ${[s.rule, s.other][i]}${split(pair[i])}.`));
+    side.replaceChildren(...[...pictures, plot.svg].map((svg) => make("div", { style: "flex-basis:12rem" }, svg)));
+    const least = Math.min(...shape);
+    const second = same ? "" : ` ${s.other}: ${group(f.other.K)} entries in ${group(f.other.rows)} rows${split(pair[1])}; rank at most ${group(f.other.structural)}. ` +
+      `The two share ${group(f.shared)} entries; by chance it would be ${group(Math.round(f.chance))}.`;
+    const said = `${s.rule} picks ${group(f.K)} of ${shape[0]} × ${shape[1]} entries (${percent(f.density)}) in ${group(f.rows)} rows${split(pair[0])}. ` +
+      `A change on them has rank at most ${group(f.structural)} of ${group(least)}; the mask of zeros and ones has rank ${group(f.mask_rank)}.${second}`;
+    ui.say(said);
+    plot.svg.setAttribute("aria-label", `Singular values of random numbers on the masks. ${said}`);
+  }
+  ui.start();
 }
 
 export default { render, facts };  // facts: so that a test holds it equal to the library

@@ -4,6 +4,8 @@ spectrum, and what two masks share.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,15 @@ from torch import Tensor
 from hra.analysis import rank
 from hra.viz.static import StaticWidget
 
-GRID, POINTS = 24, 24
+GRID, POINTS, LIMIT = 24, 20, 50_000
 
 
 def _reduce(mask: Tensor) -> str:
-    """The mask as GRID × GRID digits: 0 for an empty cell, 9 for the fullest; rows of
-    cells one after the other.
+    """The mask as GRID × GRID digits, row by row: 0 for an empty cell, 9 for a full
+    one, by the root of the share that is picked, so that 1 % is seen.
     """
     cells = torch.nn.functional.adaptive_avg_pool2d(mask.float()[None], GRID)[0]
-    return "".join(
-        str(int(d)) for d in (cells / cells.max().clamp(min=1e-12) * 9).ceil().flatten()
-    )
+    return "".join(str(int(d)) for d in (cells.sqrt() * 9).ceil().flatten())
 
 
 def _spectrum(mask: Tensor) -> list[float]:
@@ -36,21 +36,26 @@ def _spectrum(mask: Tensor) -> list[float]:
     )
     sigma = rank.spectrum(values * mask.cpu())
     at = torch.linspace(0, len(sigma) - 1, POINTS).round().long()
-    return [round(float(s), 4) for s in sigma[at] / sigma[0].clamp(min=1e-300)]
+    return [round(float(s), 3) for s in sigma[at] / sigma[0].clamp(min=1e-300)]
 
 
 class MaskExplorer(StaticWidget):
-    """`masks`: for each rule, one boolean (d_out, d_in) mask for each of `densities`.
+    """Two masks side by side: where their entries are, the rank that they allow, the
+    singular values of random numbers on them, what they share.
+
+    `masks`: for each rule, one boolean (d_out, d_in) mask for each of `densities`.
+    `parts`: names of equal parts of the outputs, such as ("q", "k", "v") of `c_attn`.
+    `rule`, `other`: what is shown first; `other` is the second rule, or "rand".
     Reduced here; the page gets no matrix.
     """
 
     _js_path = Path(__file__).with_name("mask.js")
     table: Any = traitlets.Dict().tag(sync=True)  # rule -> one entry a density
-    shared: Any = traitlets.List().tag(
-        sync=True
-    )  # a density -> entries in common of every two rules
+    # a density -> entries in common of every two rules
+    shared: Any = traitlets.List().tag(sync=True)
     densities: Any = traitlets.List().tag(sync=True)
     shape: Any = traitlets.List().tag(sync=True)
+    parts: Any = traitlets.List().tag(sync=True)
     rule = traitlets.Unicode().tag(sync=True)
     other = traitlets.Unicode().tag(sync=True)
     at = traitlets.Int(0).tag(sync=True)
@@ -60,6 +65,10 @@ class MaskExplorer(StaticWidget):
         masks: dict[str, list[Tensor]],
         densities: list[float],
         at: int = 0,
+        *,
+        rule: str = "",
+        other: str = "",
+        parts: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         if len(masks) < 2 or any(len(m) != len(densities) for m in masks.values()):
@@ -67,10 +76,12 @@ class MaskExplorer(StaticWidget):
                 f"give at least two rules, each with {len(densities)} masks, one a "
                 "density."
             )
-        if not 0 <= at < len(densities):
-            raise ValueError(f"at={at} is out of range: 0 to {len(densities) - 1}.")
         rules = list(masks)
         first = masks[rules[0]][0]
+        if parts and len(first) % len(parts):
+            raise ValueError(
+                f"{len(first)} outputs cannot be cut into {len(parts)} equal parts."
+            )
         table = {
             name: [
                 {
@@ -78,6 +89,9 @@ class MaskExplorer(StaticWidget):
                     "structural": rank.structural_rank(m),
                     "rows": int(m.any(1).sum()),
                     "mask_rank": int(torch.linalg.matrix_rank(m.double())),
+                    "parts": [int(p.sum()) for p in m.chunk(len(parts))]
+                    if parts
+                    else [],
                     "cells": _reduce(m),
                     "sigma": _spectrum(m),
                 }
@@ -89,38 +103,72 @@ class MaskExplorer(StaticWidget):
             [[int((masks[a][i] & masks[b][i]).sum()) for b in rules] for a in rules]
             for i in range(len(densities))
         ]
+        rule = rule or rules[0]
+        rest = [name for name in rules if name != rule]
+        kwargs.setdefault("title", "Which entries a mask picks")
+        kwargs.setdefault(
+            "caption",
+            "Choose two masks and drag the density: watch where the entries fall, and "
+            "how far down the singular values reach. The second mask is in the page's "
+            "ink, its singular values dashed.",
+        )
         kwargs.setdefault(
             "alt",
-            "A coarse picture of a sparse mask beside the singular values that random "
-            "values on it have",
+            "Coarse pictures of two sparse masks beside the singular values of random "
+            "numbers on them",
         )
         super().__init__(
             table=table,
             shared=shared,
             densities=[float(p) for p in densities],
             shape=list(first.shape),
-            rule=rules[0],
-            other=rules[1],
+            parts=list(parts),
+            rule=rule,
+            other=other or ("rand" if "rand" in rest else rest[0]),
             at=at,
             **kwargs,
         )
+        size = len(json.dumps(self.public_state()))
+        if size > LIMIT:
+            raise ValueError(
+                f"{len(rules)} rules at {len(densities)} densities are {size:,} bytes "
+                f"for the page, over {LIMIT:,}; leave out some densities."
+            )
 
-    def facts(self) -> dict[str, int | float]:
-        """Of the present choice: K, density, ranks, rows touched, entries in common
-        with the other rule and by chance.
+    @traitlets.validate("at")
+    def _check_at(self, proposal: Any) -> int:
+        at = proposal["value"]
+        if self.densities and not 0 <= at < len(self.densities):
+            raise ValueError(
+                f"at={at} is out of range: 0 to {len(self.densities) - 1}."
+            )
+        return at
+
+    @traitlets.validate("rule", "other")
+    def _check_rule(self, proposal: Any) -> str:
+        rule = proposal["value"]
+        if self.table and rule not in self.table:
+            raise ValueError(
+                f"{rule!r} is none of the masks; there are {', '.join(self.table)}."
+            )
+        return rule
+
+    def _of(self, rule: str) -> dict[str, Any]:
+        one = self.table[rule][self.at]
+        density = one["K"] / (self.shape[0] * self.shape[1])
+        names = ("K", "structural", "mask_rank", "rows", "parts")
+        return {k: one[k] for k in names} | {"density": density}
+
+    def facts(self) -> dict[str, Any]:
+        """Of the present choice: K, density, ranks, rows touched, entries by part; the
+        same of the other rule; entries in common with it, and by chance.
         """
-        one, two = self.table[self.rule][self.at], self.table[self.other][self.at]
-        total, rules = self.shape[0] * self.shape[1], list(self.table)
-        return {
-            "K": one["K"],
-            "density": one["K"] / total,
-            "structural": one["structural"],
-            "mask_rank": one["mask_rank"],
-            "rows": one["rows"],
-            "shared": self.shared[self.at][rules.index(self.rule)][
-                rules.index(self.other)
-            ],
-            "chance": one["K"] * two["K"] / total,
+        one, two, rules = self._of(self.rule), self._of(self.other), list(self.table)
+        shared = self.shared[self.at]
+        return one | {
+            "other": two,
+            "shared": shared[rules.index(self.rule)][rules.index(self.other)],
+            "chance": one["K"] * two["K"] / (self.shape[0] * self.shape[1]),
         }
 
     def summary(self) -> str:
@@ -133,33 +181,29 @@ class MaskExplorer(StaticWidget):
         )
 
     def fallback_figure(self) -> Any:
-        from hra.viz.style import figure
+        from hra.viz.style import FAMILIES, INK, figure
 
-        fig, (left, right) = figure(
-            7.0, 3.0, 2, caption=self.caption or self.alt, alt=self.summary()
+        fig, axes = figure(
+            9.0, 3.0, 3, caption=self.caption or self.alt, alt=self.summary()
         )
-        one = self.table[self.rule][self.at]
-        left.imshow(
-            torch.tensor([int(c) for c in one["cells"]]).reshape(GRID, GRID),
-            cmap="Greys",
-            aspect="auto",
-            extent=(0, self.shape[1], self.shape[0], 0),
-        )
-        left.grid(False)
-        left.set(
-            xlabel="input j",
-            ylabel="output i",
-            title=f"{self.rule}, {self.densities[self.at]:.2%}",
-        )
-        right.plot(
-            torch.linspace(1, min(self.shape), POINTS).tolist(),
-            one["sigma"],
-            "o-",
-            markersize=3,
-        )
-        right.set(
-            xlabel="index i",
-            ylabel="σᵢ / σ₁",
-            title=f"rank at most {one['structural']}",
-        )
+        looks = ((FAMILIES["sparse"], "Oranges", "-"), (INK, "Greys", "--"))
+        index = torch.linspace(1, min(self.shape), POINTS).tolist()
+        for ax, rule, (colour, cmap, dash) in zip(
+            axes, (self.rule, self.other), looks, strict=False
+        ):
+            one = self.table[rule][self.at]
+            cells = torch.tensor([int(c) for c in one["cells"]]).reshape(GRID, GRID)
+            extent = (0, self.shape[1], self.shape[0], 0)
+            ax.imshow(cells, cmap=cmap, vmin=0, vmax=9, aspect="auto", extent=extent)
+            ax.grid(False)
+            for i in range(1, len(self.parts)):
+                ax.axhline(i * self.shape[0] / len(self.parts), color=INK, linewidth=1)
+            ax.set(
+                xlabel="input j",
+                ylabel="output i",
+                title=f"{rule}, rank at most {one['structural']}",
+            )
+            axes[2].plot(index, one["sigma"], dash, color=colour, label=rule)
+        axes[2].set(xlabel="index i", ylabel="σᵢ / σ₁")
+        axes[2].legend(frameon=False)
         return fig
