@@ -1,0 +1,593 @@
+"""The house diagrams, book/figures/*.svg.
+
+    python tools/figures.py          write them all
+    python tools/figures.py check    say which differ from what is written here
+
+Chapters include one by the directive `diagram` (tools/sphinx_ext/hra_figures.py). They
+take their colours from the page: currentColor, and one variable for each family of
+methods (book/vendor/hra.css, with a fallback for a viewer outside the book). Grey
+hatching is what is frozen. They are 400 units wide, so that on a phone their text keeps
+nine tenths of its size.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+from itertools import islice
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[1] / "book" / "figures"
+COLOURS = {
+    "lowrank": "#2a78d6",
+    "sparse": "#d1661f",
+    "square": "#1b8a5a",
+    "subnet": "#7b4fb8",
+    "before": "#6b6b6b",
+}
+WIDTH, SHOWN = 400, 500  # units; pixels where there is room
+
+
+def text_of(markup: str) -> str:
+    """`*W*_{0}`: italics and subscripts of an SVG text."""
+    out, sunk = [], False
+    for part in re.findall(r"\*[^*]+\*|_\{[^}]+\}|(?:(?!_\{)[^*])+", markup):
+        lower, italic = part.startswith("_{"), part.startswith("*")
+        body = html.escape(part[2:-1] if lower else part.strip("*") if italic else part)
+        shift = ' dy="4"' if lower else ' dy="-4"' if sunk else ""
+        look = ' font-size="75%"' if lower else ' font-style="italic"' if italic else ""
+        out.append(f"<tspan{shift}{look}>{body}</tspan>" if shift or look else body)
+        sunk = lower
+    return "".join(out)
+
+
+class Drawing:
+    """SVG of one diagram, piece by piece; x to the right, y down."""
+
+    def __init__(self, name: str, height: int, title: str, words: str) -> None:
+        self.name, self.height, self.title, self.words = name, height, title, words
+        self.id = f"diagram-{name}"
+        self.parts: list[str] = []
+
+    def ink(self, family: str | None) -> str:
+        return f"var(--hra-{family}, {COLOURS[family]})" if family else "currentColor"
+
+    def text(self, x, y, markup, size=14, anchor="start", family=None, weight=400):
+        self.parts.append(
+            f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}" '
+            f'font-weight="{weight}" style="fill:{self.ink(family)}">'
+            f"{text_of(markup)}</text>"
+        )
+
+    def box(self, x, y, w, h, family=None, fill=0.25, stroke=1.5, radius=2, dash=""):
+        """A rectangle; `fill` is the strength of its ground."""
+        ink = self.ink(family)
+        dashes = f";stroke-dasharray:{dash}" if dash else ""
+        self.parts.append(
+            f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="{radius}" '
+            f'style="fill:{ink};fill-opacity:{fill};stroke:{ink};'
+            f'stroke-width:{stroke}{dashes}"/>'
+        )
+
+    def frozen(self, x, y, w, h):
+        self.parts.append(
+            f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="2" '
+            f'style="fill:url(#{self.id}-hatch);stroke:currentColor;'
+            'stroke-opacity:.55;stroke-width:1.2"/>'
+        )
+
+    def plate(self, x, y, w, h):
+        """The page's own ground, under a text on a hatching."""
+        self.parts.append(
+            f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="2" '
+            'style="fill:var(--hra-ground, #fff)"/>'
+        )
+
+    def line(self, *points, arrow=False, family=None, width=1.5, dash=""):
+        path = "M" + "L".join(f"{x} {y}" for x, y in points)
+        end = f' marker-end="url(#{self.id}-arrow)"' if arrow else ""
+        dashes = f";stroke-dasharray:{dash}" if dash else ""
+        self.parts.append(
+            f'<path d="{path}"{end} style="fill:none;stroke:{self.ink(family)};'
+            f'stroke-width:{width}{dashes}"/>'
+        )
+
+    def cells(self, x, y, size, places, family, gap=0.0):
+        """Small squares at (row, column) places of a grid."""
+        side = round(size - gap, 2)
+        path = "".join(
+            f"M{round(x + j * size, 2):g} {round(y + i * size, 2):g}"
+            f"h{side:g}v{side:g}h-{side:g}z"
+            for i, j in places
+        )
+        self.parts.append(f'<path d="{path}" style="fill:{self.ink(family)}"/>')
+
+    def legend(self, y, *entries, x=8):
+        """`entries`: ("frozen" or a family, words, width of the words)."""
+        for kind, words, width in entries:
+            if kind == "frozen":
+                self.frozen(x, y - 10, 14, 12)
+            else:
+                self.box(x, y - 10, 14, 12, kind, 0.6)
+            self.text(x + 20, y, words, 13)
+            x += 20 + width
+
+    def svg(self) -> str:
+        n, w, h = self.id, WIDTH, self.height
+        shown = f'width="{SHOWN}" height="{round(SHOWN * h / w)}"'
+        return "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" id="{n}" '
+                f'viewBox="0 0 {w} {h}" {shown} role="img" '
+                f'aria-describedby="{n}-words" font-family="inherit" '
+                'style="color:inherit">',
+                f"<title>{html.escape(self.title)}</title>",
+                f'<desc id="{n}-words">{html.escape(self.words)}</desc>',
+                "<defs>",
+                f'<pattern id="{n}-hatch" width="6" height="6" '
+                'patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+                '<path d="M0 0v6" style="stroke:currentColor;stroke-opacity:.35;'
+                'stroke-width:2"/></pattern>',
+                f'<marker id="{n}-arrow" viewBox="0 0 8 8" refX="7" refY="4" '
+                'markerWidth="10" markerHeight="10" markerUnits="userSpaceOnUse" '
+                'orient="auto">'
+                '<path d="M0 0L8 4L0 8z" style="fill:currentColor"/></marker>',
+                "</defs>",
+                *self.parts,
+                "</svg>",
+                "",
+            ]
+        )
+
+
+# The transformer block ----------------------------------------------------------------
+
+MATRICES = {  # name: outputs over inputs, in widths d
+    "attn.c_attn": (3, 1),
+    "attn.c_proj": (1, 1),
+    "mlp.c_fc": (4, 1),
+    "mlp.c_proj": (1, 4),
+}
+SPOTS = [(1, 2), (3, 0), (0, 5), (4, 4), (2, 3), (1, 6), (4, 1), (2, 6), (0, 0), (3, 5)]
+ADAPTED = {
+    "lowrank": "beside it two thin factors B and A are trained",
+    "sparse": "a few of its entries are trained",
+    "square": "beside it one square matrix is trained",
+    "subnet": "the entries of some of its rows and columns are trained",
+    "before": "the bias beside it is what BitFit trains; a bottleneck of Houlsby's "
+    "adapter follows each c_proj, prefix-tuning gives the attention trained keys and "
+    "values, prompt tuning puts trained tokens before the text, ahead of block 1",
+}
+
+
+def matrix(d: Drawing, y: int, name: str, family: str | None) -> None:
+    """One weight with its name, and what is trained of it or beside it."""
+    x, w, h = 122, 78, 46
+    d.frozen(x, y, w, h)
+    d.text(218, y + 20, name, 15, weight=600)
+    out, into = MATRICES[name]
+    times = [f"{n}*d*" if n > 1 else "*d*" for n in (out, into)]
+    d.text(218, y + 38, f"{times[0]} × {times[1]}", 13)
+    if family == "lowrank":
+        d.box(x + w + 122, y + 1, 11, h - 2, family, 0.7)
+        d.text(x + w + 127, y + h + 15, "*B*", 13, "middle")
+        d.box(x + w + 140, y + 1, 48, 11, family, 0.7)
+        d.text(x + w + 164, y + 27, "*A*", 13, "middle")
+    elif family == "sparse":
+        turn = 2 * list(MATRICES).index(name)  # not the same places everywhere
+        places = [(i * 0.9, (j + turn) % 7) for i, j in SPOTS]
+        d.cells(x + 5, y + 3, 10, places, family, 3)
+    elif family == "square":
+        d.box(x + w + 140, y + 10, 26, 26, family, 0.7)
+        d.text(x + w + 172, y + 28, "*M*", 13)
+    elif family == "before":
+        d.box(x + w + 4, y, 6, h, family, 0.7)
+    elif family == "subnet":
+        places = [(i, j) for i in (0, 2, 3) for j in (1, 2, 4, 6)]
+        d.cells(x + 4, y + 4, 10, places, family, 2)
+
+
+def operation(d: Drawing, y: int, words: str) -> None:
+    d.box(102, y, 118, 28, None, 0, 1.2, 14)
+    d.text(161, y + 19, words, 14, "middle")
+
+
+def trained_box(d: Drawing, x: int, y: int, w: int, words: str) -> None:
+    d.plate(x, y, w, 26)
+    d.box(x, y, w, 26, "before", 0.3)
+    d.text(x + w / 2, y + 18, words, 13, "middle")
+
+
+def block(name: str, family: str | None, lit: tuple[str, ...], title: str) -> Drawing:
+    lit_words = (
+        f"In {', '.join(lit)} the weight itself is frozen and {ADAPTED[family]}. "
+        if family
+        else ""
+    )
+    rest = [m for m in MATRICES if m not in lit]
+    words = (
+        "The residual stream, a vector of width d for each token, runs from top to "
+        "bottom. Two branches read it and add to it. The first: layer norm ln_1, the "
+        "weight attn.c_attn of 3d outputs and d inputs (queries, keys, values), "
+        "attention, the weight attn.c_proj of d by d. The second: layer norm ln_2, "
+        "mlp.c_fc of 4d outputs and d inputs, the GELU, mlp.c_proj of d outputs and 4d "
+        f"inputs. {lit_words}"
+        + (f"Frozen and without an adapter: {', '.join(rest)}." if rest else "")
+    ).strip()
+    d = Drawing(name, 620 if family else 590, title, words)
+    stream, right = 40, 161
+    d.text(14, 18, "residual stream, *d* numbers per token", 14)
+    d.line((stream, 28), (stream, 578), arrow=True, width=4)
+    for top, norm, first, middle, second in (
+        (42, "ln_1", "attn.c_attn", "attention", "attn.c_proj"),
+        (312, "ln_2", "mlp.c_fc", "GELU", "mlp.c_proj"),
+    ):
+        d.line((stream, top + 14), (101, top + 14), arrow=True)
+        operation(d, top, norm)
+        d.line((right, top + 28), (right, top + 46), arrow=True)
+        matrix(d, top + 48, first, family if first in lit else None)
+        d.line((right, top + 94), (right, top + 112), arrow=True)
+        operation(d, top + 114, middle)
+        d.line((right, top + 142), (right, top + 160), arrow=True)
+        matrix(d, top + 162, second, family if second in lit else None)
+        y = top + 230
+        d.line((right, top + 208), (right, y), (stream + 14, y), arrow=True)
+        if family == "before":
+            trained_box(d, 70, y - 13, 76, "Houlsby")
+            if middle == "attention":
+                trained_box(d, 250, top + 115, 110, "prefix *K*, *V*")
+                d.line((250, top + 128), (222, top + 128), arrow=True)
+        d.parts.append(
+            f'<circle cx="{stream}" cy="{y}" r="12" style="fill:var(--hra-ground, '
+            '#fff);stroke:currentColor;stroke-width:1.5"/>'
+        )
+        d.line((stream - 6, y), (stream + 6, y))
+        d.line((stream, y - 6), (stream, y + 6))
+    if family == "before":
+        trained_box(d, 286, 2, 106, "prompt")
+        d.text(339, 44, "before block 1", 13, "middle")
+    if family:
+        d.legend(606, ("frozen", "frozen", 60), (family, "trained", 60))
+    return d
+
+
+# LoRA's factors -----------------------------------------------------------------------
+
+
+def factors() -> Drawing:
+    d = Drawing(
+        "lora-factors",
+        302,
+        "A frozen weight and LoRA's two factors",
+        "To scale, for 12 outputs, 10 inputs and rank 2: the frozen weight W0 of d_out "
+        "rows and d_in columns; plus alpha over r times B, d_out rows and r columns, "
+        "times A, r rows and d_in columns. B and A are trained. W0 holds d_out d_in "
+        "numbers, B and A together r (d_out + d_in). The input x has d_in numbers, Ax "
+        "has r, the output y has d_out.",
+    )
+    unit, top = 13, 66
+    rows, columns, r = 12 * unit, 10 * unit, 2 * unit
+    middle = top + rows / 2
+    d.frozen(34, top, columns, rows)
+    d.plate(78, middle - 15, 42, 26)
+    d.text(99, middle + 5, "*W*_{0}", 18, "middle")
+    d.text(99, top - 10, "*d*_{in} columns", 14, "middle")
+    d.parts.append(f'<g transform="rotate(-90 24 {middle})">')
+    d.text(24, middle, "*d*_{out} rows", 14, "middle")
+    d.parts.append("</g>")
+    d.text(197, middle + 6, "+ *α*/*r*", 17, "middle")
+    d.box(230, top, r, rows, "lowrank")
+    d.text(243, middle + 5, "*B*", 18, "middle")
+    d.text(243, top - 10, "*r*", 14, "middle")
+    d.box(262, top, columns, r, "lowrank")
+    d.text(327, top + 18, "*A*", 18, "middle")
+    d.text(327, top - 10, "*d*_{in}", 14, "middle")
+    d.text(267, top + 58, "starts random", 13)
+    d.text(267, top + 78, "with *B* = 0, so that", 13)
+    d.text(267, top + 98, "Δ*W* = 0 at first", 13)
+    d.text(99, top + rows + 24, "*d*_{out} *d*_{in} numbers", 14, "middle")
+    d.text(315, top + rows + 24, "*r* (*d*_{out} + *d*_{in}) numbers", 14, "middle")
+    d.legend(top + rows + 58, ("frozen", "frozen", 70), ("lowrank", "trained", 70))
+    d.text(200, 22, "*y* = *x* (*W*_{0} + (*α*/*r*) *BA*)ᵀ", 15, "middle")
+    return d
+
+
+# What one layer holds in a training step ----------------------------------------------
+
+HEAD = (  # x, what stands there for a trained tensor
+    (90, "value"),
+    (180, "gradient"),
+    (266, "Adam's moments"),
+)
+HOLDS = {
+    "full": (
+        "before",
+        "Full fine-tuning: the weight W is trained, so its gradient and two moments "
+        "are held too, four matrices of d_out by d_in. From the forward pass the input "
+        "x is kept, d_in numbers for each token.",
+    ),
+    "lora": (
+        "lowrank",
+        "LoRA: the weight W0 is frozen and has neither gradient nor moments. The "
+        "factors A and B are trained; each has a gradient and two moments of its own "
+        "size. From the forward pass the input x is kept, d_in numbers for each token, "
+        "and Ax, r numbers for each token.",
+    ),
+    "sparse": (
+        "sparse",
+        "SHiRA: the weight W0 is frozen but for K entries, which are trained in place. "
+        "Their gradient and moments are lists of K numbers. From the forward pass the "
+        "columns of the input x are kept that meet a trained entry.",
+    ),
+}
+
+
+def holds(kind: str) -> Drawing:
+    family, words = HOLDS[kind]
+    what = {"full": "full fine-tuning", "lora": "LoRA", "sparse": "SHiRA"}[kind]
+    title = f"What one layer holds in a training step of {what}"
+    u, r = 6, 2
+    rows, columns = 12 * u, 10 * u
+    xs = (90, 180, 266, 332)
+    d = Drawing(
+        f"holds-{kind}", {"full": 292, "lora": 416, "sparse": 292}[kind], title, words
+    )
+    for x, head in HEAD:
+        d.text(x, 20, head, 14)
+    y = 34
+    middle = y + rows / 2 + 5
+
+    def copies(y, w, h, names, label):
+        d.text(8, y + h / 2 + 5, label, 16)
+        for x, name, fill in zip(xs, names, (0.75, 0.4, 0.2, 0.2), strict=True):
+            d.box(x, y, w, h, family, fill)
+            if name:
+                d.text(x + w / 2, y + h / 2 + 5, name, 14, "middle")
+
+    if kind == "full":
+        copies(y, columns, rows, ("", "∂*W*", "*m*", "*v*"), "*W*")
+    else:
+        d.text(8, middle, "*W*_{0}", 16)
+        d.frozen(xs[0], y, columns, rows)
+    if kind == "lora":
+        for x in xs[1:3]:
+            d.text(x, middle, "none", 14)
+        y += rows + 18
+        copies(y, columns, r * u, ("", "", "", ""), "*A*")
+        y += r * u + 18
+        copies(y, r * u, rows, ("", "", "", ""), "*B*")
+    if kind == "sparse":
+        d.cells(xs[0] + 3, y + 3, 8, SPARSE, "sparse", 2)
+        for x, name in zip(xs[1:], ("∂*δ*", "*m*", "*v*"), strict=True):
+            d.cells(x, y + 3, 8, [(k, 0) for k in range(len(SPARSE))], "sparse", 2)
+            d.text(x + 14, middle, name, 14)
+    y += rows + 34
+    d.line((8, y - 14), (392, y - 14), width=0.8)
+    d.text(8, y + 8, "kept from the forward pass, for *T* tokens", 14)
+    tokens = 8 * u
+    if kind == "sparse":
+        touched = sorted({j for _, j in SPARSE})
+        for j in touched:
+            d.box(xs[0] + j * 8 + 3, y + 20, 6, tokens, None, 0.2, 1, 0)
+        d.text(180, y + 40, "the columns of *x* that meet", 13)
+        d.text(180, y + 58, "a trained entry", 13)
+        d.text(8, y + 48, "*x*", 16)
+    else:
+        d.box(xs[0], y + 20, columns, tokens, None, 0.2, 1)
+        d.text(8, y + 48, "*x*", 16)
+        d.text(180, y + 48, "*d*_{in} numbers per token", 13)
+    if kind == "lora":
+        y += tokens + 18
+        d.box(xs[0], y + 20, r * u, tokens, None, 0.2, 1)
+        d.text(8, y + 48, "*Ax*", 16)
+        d.text(180, y + 48, "*r* numbers per token", 13)
+    y += tokens + 56
+    trained = (family, "trained", 66)
+    d.legend(y, *([trained] if kind == "full" else [("frozen", "frozen", 66), trained]))
+    d.height = y + 14
+    return d
+
+
+SPARSE = [(0, 4), (1, 1), (2, 6), (3, 3), (4, 4), (5, 0), (6, 5), (7, 3)]
+
+
+# Five masks on one real weight --------------------------------------------------------
+
+SITE, HEAD_ROWS, EVERY, BATCHES = "transformer.h.3.attn.c_attn", slice(384, 416), 32, 2
+RULE_WORDS = {
+    "struct": "whole rows and the diagonal",
+    "rand": "at random",
+    "weight": "largest |*W*_{0}|",
+    "grad": "largest |∂*L*/∂*W*|",
+    "snip": "largest |*W*_{0} ∂*L*/∂*W*|",
+}
+
+
+def five_masks():
+    """The mask of each rule on the values of the first head of block 4 of GPT-2 tiny,
+    its gradient from two batches of Moby Dick; in float64, for the same ranking on
+    every machine.
+    """
+    import torch
+
+    import hra
+    from hra import masks
+
+    model, tok = hra.zoo.gpt2("tiny").double(), hra.zoo.tokenizer("tiny")
+    batches = hra.data.lm_batches(hra.data.tokens(tok, "moby_dick"), 8, 128, seed=0)
+    probe = hra.probe(model, islice(batches, BATCHES), targets=SITE, progress=False)
+    weight = hra.linear.weight(model.get_submodule(SITE)).detach()
+    W, G = weight[HEAD_ROWS], probe.mean[SITE][HEAD_ROWS]
+    d_out, d_in = W.shape
+    struct = masks.struct(d_out, d_in, every=EVERY)
+    count = len(struct)
+    scores = {"weight": W.abs(), "grad": G.abs(), "snip": (W * G).abs()}
+    chosen = {
+        "struct": struct,
+        "rand": masks.rand(d_out, d_in, count, torch.Generator().manual_seed(0)),
+    } | {rule: masks.top(score, count) for rule, score in scores.items()}
+    return d_out, d_in, count, chosen, scores
+
+
+def masks_drawing() -> Drawing:
+    import torch
+
+    from hra import sparse
+    from hra.analysis import rank
+
+    d_out, d_in, count, chosen, _ = five_masks()
+    cell, step, top = 2, 104, 48
+    ranks = {
+        rule: rank.structural_rank(sparse.scatter(torch.ones(count), k, d_out, d_in))
+        for rule, k in chosen.items()
+    }
+    rows = {rule: len(set((k // d_in).tolist())) for rule, k in chosen.items()}
+    columns = {rule: len(set((k % d_in).tolist())) for rule, k in chosen.items()}
+    each = "; ".join(
+        f"{rule}, entries in {rows[rule]} rows and {columns[rule]} columns, rank at "
+        f"most {ranks[rule]}"
+        for rule in chosen
+    )
+    d = Drawing(
+        "masks",
+        top + 5 * step,
+        "Five masks of one weight",
+        f"Five masks of {count} entries each on one weight of {d_out} rows and {d_in} "
+        "columns: the values of the first attention head in block 4 of GPT-2 tiny, "
+        f"with gradients from Moby Dick. {each}. The random mask is spread evenly; the "
+        "gradient's crowds into few columns.",
+    )
+    d.text(8, 18, f"{count} of {d_out} × {d_in} entries, five times", 15, weight=600)
+    for n, (rule, index) in enumerate(chosen.items()):
+        y = top + n * step
+        d.text(8, y, rule, 15, weight=600)
+        d.text(78, y, RULE_WORDS[rule], 13)
+        d.text(392, y, f"rank at most {ranks[rule]}", 13, "end")
+        d.box(7, y + 9, d_in * cell + 2, d_out * cell + 2, None, 0.04, 0.8, 0)
+        places = [divmod(int(k), d_in) for k in index]
+        d.cells(8, y + 10, cell, places, "sparse")
+    return d
+
+
+# Overwrite against merge --------------------------------------------------------------
+
+
+def overwrite() -> Drawing:
+    d = Drawing(
+        "overwrite",
+        464,
+        "Overwriting K entries against adding a dense matrix",
+        "Two ways to put an adapter into a weight. Above, a merge: W0 plus BA is a sum "
+        "over all entries, so every entry is read, added to and written; taking the "
+        "adapter out subtracts BA and rounds again. Below, an overwrite: K entries of "
+        "the weight are replaced by the adapter's and the displaced ones are put "
+        "aside; taking the adapter out writes those K entries back, bit for bit.",
+    )
+    u, rows, columns = 13, 9, 9
+    side = u * columns
+    everywhere = [(i, j) for i in range(rows) for j in range(columns)]
+    few = [(0, 6), (1, 2), (2, 7), (4, 0), (5, 4), (6, 8), (8, 3)]
+
+    d.text(8, 18, "Merge: *W*_{0} + *BA*", 15, weight=600)
+    y = 32
+    d.frozen(8, y, side, side)
+    d.text(8 + side / 2, y + side + 20, "*W*_{0}", 14, "middle")
+    d.text(140, y + side / 2 + 6, "+", 20, "middle")
+    d.box(156, y, 20, side, "lowrank", 0.7)
+    d.box(184, y, 68, 20, "lowrank", 0.7)
+    d.text(166, y + side + 20, "*B*", 14, "middle")
+    d.text(218, y + 38, "*A*", 14, "middle")
+    d.text(266, y + side / 2 + 6, "=", 20, "middle")
+    d.cells(282, y, u, everywhere, "lowrank", 1.5)
+    d.text(340, y + side + 20, f"all {rows * columns} written", 14, "middle")
+    d.text(8, y + side + 46, "and back: subtract *BA*, each entry rounded again", 14)
+
+    d.line((8, 218), (392, 218), width=0.8)
+    d.text(8, 244, "Overwrite: *K* entries of *W*_{0}", 15, weight=600)
+    y = 258
+    d.frozen(8, y, side, side)
+    d.cells(8, y, u, few, "sparse", 1.5)
+    d.text(8 + side / 2, y + side + 20, f"{len(few)} written", 14, "middle")
+    d.line((136, y + 30), (184, y + 30), arrow=True)
+    d.line((184, y + 78), (136, y + 78), arrow=True)
+    d.text(160, y + 22, "out", 13, "middle")
+    d.text(160, y + 98, "back", 13, "middle")
+    for k in range(len(few)):
+        d.frozen(194, y + k * 16 + 4, 12, 12)
+    d.text(216, y + 44, "the *K* displaced entries,", 14)
+    d.text(216, y + 63, "put aside", 14)
+    d.text(8, y + side + 46, "and back: the same *K* entries, bit for bit", 14)
+    d.legend(
+        y + side + 78,
+        ("frozen", "as pretrained", 100),
+        ("lowrank", "LoRA", 50),
+        ("sparse", "SHiRA", 50),
+    )
+    d.height = y + side + 92
+    return d
+
+
+# All of them --------------------------------------------------------------------------
+
+ALL = tuple(MATRICES)
+BLOCKS = {  # a chapter lights what it adapts
+    "block": (None, (), "One transformer block and its four weights"),
+    "block-lora": ("lowrank", ALL, "One transformer block with LoRA on four weights"),
+    "block-lora-attention": (
+        "lowrank",
+        ("attn.c_attn", "attn.c_proj"),
+        "One transformer block with LoRA on the attention",
+    ),
+    "block-lora-mlp": (
+        "lowrank",
+        ("mlp.c_fc", "mlp.c_proj"),
+        "One transformer block with LoRA on the MLP",
+    ),
+    "block-before": (
+        "before",
+        ALL,
+        "One transformer block and the places of four methods before LoRA",
+    ),
+    "block-sparse": (
+        "sparse",
+        ALL,
+        "One transformer block with sparse adapters on four weights",
+    ),
+    "block-square": (
+        "square",
+        ALL,
+        "One transformer block with square adapters on four weights",
+    ),
+    "block-subnet": (
+        "subnet",
+        ALL,
+        "One transformer block with a trained subnet in four weights",
+    ),
+}
+
+
+def drawings() -> dict[str, str]:
+    """File name to SVG."""
+    made = [block(name, *rest) for name, rest in BLOCKS.items()]
+    made += [factors(), *(holds(kind) for kind in HOLDS), masks_drawing(), overwrite()]
+    return {f"{d.name}.svg": d.svg() for d in made}
+
+
+def main(argv: list[str]) -> int:
+    new = drawings()
+    if argv == ["check"]:
+        there = {p.name: p.read_text(encoding="utf-8") for p in FOLDER.glob("*.svg")}
+        differ = sorted(
+            n for n in new.keys() | there.keys() if new.get(n) != there.get(n)
+        )
+        print("\n".join(f"{n} is not what tools/figures.py writes" for n in differ))
+        return bool(differ)
+    FOLDER.mkdir(exist_ok=True)
+    for name, svg in new.items():
+        (FOLDER / name).write_text(svg, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
