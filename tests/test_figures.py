@@ -7,6 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from hra.viz import style
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "book/figures").glob("*.svg"))
 SVG = "{http://www.w3.org/2000/svg}"
@@ -59,10 +61,12 @@ def test_its_text_can_be_read_on_a_phone_of_390_px(path):
     assert min(sizes) * 358 / width >= 11  # 358: the column at 390
 
 
-def test_every_colour_is_the_style_sheets(written):
+def test_a_family_has_the_colour_that_the_plots_give_it(written):
     css = (ROOT / "book/vendor/hra.css").read_text(encoding="utf-8")
-    light = dict(re.findall(r"--hra-(\w+): (#\w{6})", css.split("data-theme")[0]))
-    assert written.COLOURS.items() <= light.items()
+    light = dict(re.findall(r"(--hra-\w+): (#\w{6})", css.split("data-theme")[0]))
+    plots = {style.VARIABLES[k]: style.FAMILIES[k] for k in style.VARIABLES}
+    assert {f"--hra-{k}": c for k, c in written.COLOURS.items()} == plots
+    assert plots.items() <= light.items()
 
 
 def test_markup(written):

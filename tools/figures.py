@@ -22,9 +22,9 @@ FOLDER = Path(__file__).resolve().parents[1] / "book" / "figures"
 COLOURS = {
     "lowrank": "#2a78d6",
     "sparse": "#d1661f",
-    "square": "#1b8a5a",
-    "subnet": "#7b4fb8",
-    "before": "#6b6b6b",
+    "square": "#1b9e77",
+    "subnet": "#8e5bd0",
+    "before": "#808080",
 }
 WIDTH, SHOWN = 400, 500  # units; pixels where there is room
 
