@@ -67,7 +67,7 @@ BAD = {
     "a picture on a pale slab": f"<figure>{CAPTION}"
     f"{DRAWN.replace('<circle', WHITE + '<circle')}</figure>",
     "a theorem without its number": THEOREM.format("Theorem 3 "),
-    "a exercise without its number": f"{EXERCISE}x>Exercise</span></p></div>",
+    "an exercise without its number": f"{EXERCISE}x>Exercise</span></p></div>",
     "an equation without its number": "<div class=math><span class=eqno>(1)</span>"
     "</div>",
 }

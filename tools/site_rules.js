@@ -7,7 +7,9 @@ window.hraRules = (chapter) => {
   const all = (css) => [...article.querySelectorAll(css)];
   const at = `at ${innerWidth} px`;
   const short = (text) => text.trim().replace(/\s+/g, " ").slice(0, 60);
-  const longest = (e) => Math.max(...e.textContent.split("\n").map((l) => [...l].length));
+  const widest = (e) => e.textContent.split("\n")
+    .reduce((a, b) => ([...b].length > [...a].length ? b : a));
+  const columns = (e) => [...widest(e)].length;
   const box = (e) => e.getBoundingClientRect();
 
   all("details").forEach((d) => { d.open = true; });
@@ -16,17 +18,17 @@ window.hraRules = (chapter) => {
   // code
   for (const pre of all("div.highlight pre")) {
     if (pre.closest(".cell_output")) continue;
-    if (longest(pre) > COLUMNS)
-      found.push(`a line of code of ${longest(pre)} columns: ${short(pre.textContent)}`);
+    if (columns(pre) > COLUMNS)
+      found.push(`a line of code of ${columns(pre)} columns: ${short(widest(pre))}`);
     else if (innerWidth >= 1440 && pre.scrollWidth > pre.clientWidth + 1)
-      found.push(`code is cut ${at}: ${short(pre.textContent)}`);
+      found.push(`code is cut ${at}: ${short(widest(pre))}`);
   }
 
   // results: printed text fits; what is wider scrolls in a frame that shows it
   for (const pre of all("div.cell_output pre")) {
     if (pre.scrollWidth > pre.clientWidth + 1)
-      found.push(`a printed result of ${longest(pre)} columns is cut ${at}: ` +
-        short(pre.textContent));
+      found.push(`a printed result of ${columns(pre)} columns is cut ${at}: ` +
+        short(widest(pre)));
   }
   for (const e of all("table, figure, img, svg, canvas, div.math")) {
     if (e.closest("mjx-container") || !box(e).width) continue;
@@ -83,7 +85,8 @@ window.hraRules = (chapter) => {
   const title = ":scope > .admonition-title .caption-number";
   for (const e of all("div.proof, div.exercise")) {
     const kind = [...e.classList].filter((c) => !["proof", "admonition"].includes(c))[0];
-    if (kind) numbered(e, e.querySelector(title), `a ${kind}`);
+    const a = /^[aeo]/.test(kind) ? "an" : "a";
+    if (kind) numbered(e, e.querySelector(title), `${a} ${kind}`);
   }
   for (const e of all("figcaption")) {
     if (!e.closest(".hra-widget"))
