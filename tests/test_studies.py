@@ -162,6 +162,8 @@ def test_rows_and_the_choice_of_a_rate():
     assert [(r["m"], r["lr"]) for r in rows] == [("x", 1), ("x", 3), ("x", 2), ("y", 1)]
     assert rows[0]["seeds"] == [0, 1] and rows[0]["mean"] == pytest.approx(3.05)
     assert studies.rows(runs, ["lr"], m="y", seed=1)[0]["half"] is None
+    with pytest.raises(ValueError, match="no field 'rank'; it has m, lr, seed"):
+        studies.rows(runs, ["rank"])
     x, y = studies.choose(runs, ["m"])
     assert x["grid"] == [1, 2, 3] and x["best"] == 3 and not x["interior"]
     (up,) = studies.choose(runs, ["m"], best=lambda v: sorted(v)[1], m="x")
@@ -212,9 +214,11 @@ def test_every_studys_record_is_complete(name):
         if r["part"] == "test":
             groups.setdefault(key.rpartition(" seed=")[0], []).append(r["seed"])
     assert all(g in ([*own.seeds], [own.seeds[0]]) for g in groups.values()), groups
-    tuning = studies.select(runs.values(), part="validation")
+    box = record["protocol"]
+    other = studies.record(box["study"])["runs"].values()
+    tuning = studies.select(other, part="validation")
     assert tuning and not {r["seed"] for r in tuning} & set(own.seeds)
-    for c in record["protocol"]["chosen"]:
+    for c in box["chosen"]:
         assert c["best"] in c["grid"] and len(c["grid"]) == len(c["values"]) >= 3
         is_ = {k: c[k] for k in c if k not in ("grid", "values", "best", "interior")}
         best = studies.select(reported, lr=c["best"], **is_)
@@ -239,3 +243,26 @@ def test_a_study_does_again_what_it_has_recorded():
     )
     assert losses == pytest.approx(run["losses"][:3], abs=2e-3)
     assert tuned.num_trainable == run["trained"]
+
+
+# ---- the adapters that travel with the package
+
+
+@pytest.mark.parametrize("method", ["LoRA", "SHiRA"])
+@pytest.mark.parametrize("kind", ["rotated", "inverted"])
+def test_the_digit_adapters_are_those_of_the_record(kind, method):
+    from hra.studies import digit_shifts as d
+
+    path = Path(str(d.adapter(method, kind)))
+    assert path.stat().st_size < 400_000
+    vit = hra.zoo.vit("tiny")
+    tuned = hra.load(vit, path)
+    run = d.record()["runs"][f"{method} {kind} seed={d.SEEDS[0]}"]
+    assert tuned.num_trainable == run["trained"] == 86_016
+    assert type(next(iter(tuned.adapters.values()))) is hra.METHODS[method]
+    now = d.scores(vit, "test")
+    assert now == pytest.approx(run["accuracies"], abs=0.01)
+    tuned.detach()
+    before = d.scores(vit, "test")
+    assert before == pytest.approx(d.record()["before"], abs=0.01)
+    assert now[kind] > 0.9 > 0.3 > before[kind]

@@ -280,8 +280,8 @@ MUTANTS = {
     ),
     "paired differences are not paired": (
         "studies/study.py",
-        'r[value] - other[r["seed"]]',
-        "r[value] - next(iter(other.values()))",
+        '_field(r, value) - other[r["seed"]]',
+        "_field(r, value) - next(iter(other.values()))",
         "tests/test_studies.py",
     ),
 }

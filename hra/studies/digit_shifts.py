@@ -4,9 +4,9 @@ white. LoRA of rank 8, and SHiRA at its 86,016 trained numbers.
     python -m hra.studies.digit_shifts         # or: make experiments NAME=digit_shifts
 
 Accuracy is on the 1,000 test digits; learning rates were chosen on the validation
-digits with seed 100, which no reported run uses. At the end the four adapters of seed 0
-are trained once more, held to their recorded accuracy and written beside the record
-(`adapter(...)` gives the path): where all is recorded, the command does this alone.
+digits with seed 100, which no reported run uses. The four adapters of seed 0 are
+trained once more, held to their recorded accuracy and written beside the record
+(`adapter(...)` gives the path); where all is recorded, the command does this alone.
 """
 
 from __future__ import annotations
@@ -84,25 +84,30 @@ def main(study: Study) -> None:
         chosen, "the validation digits, with seed 100, which no reported run uses"
     )
     best = {f"{c['method']} {c['kind']}": c["best"] for c in chosen}
-    runs = study.do(
-        {
-            f"{m} {kind} seed={s}": {"method": m, "kind": kind, "seed": s}
-            | {"lr": best[f"{m} {kind}"], "part": "test"}
-            for s in SEEDS
-            for kind, m in cases
-        }
-    )
+    jobs = {
+        f"{m} {kind} seed={s}": {"method": m, "kind": kind, "seed": s}
+        | {"lr": best[f"{m} {kind}"], "part": "test"}
+        for s in SEEDS
+        for kind, m in cases
+    }
+    first = study.do({k: job for k, job in jobs.items() if job["seed"] == SEEDS[0]})
+    for run in first.values():
+        save(run, study.folder)
+    study.do(jobs)
     study.note(before=scores(hra.zoo.vit("tiny"), "test"), lr=best)
-    for kind, m in cases:
-        tuned, _ = train(m, kind, SEEDS[0], best[f"{m} {kind}"])
-        now, then = scores(tuned.model, "test")[kind], runs[f"{m} {kind} seed=0"]
-        if abs(now - then["accuracy"]) > 0.01:
-            raise RuntimeError(
-                f"{m} {kind} seed=0 has accuracy {now} on this machine, "
-                f"{then['accuracy']} in the record: its file is left as it was. Record "
-                "the study anew with --fresh."
-            )
-        tuned.save(adapter(m, kind, Path(str(study.folder))))
+
+
+def save(recorded: dict[str, Any], folder: Any) -> None:
+    """The adapter of a recorded run, trained again, into its file."""
+    job = {k: recorded[k] for k in ("method", "kind", "seed", "lr")}
+    tuned, _ = train(**job)
+    now = scores(tuned.model, "test")[job["kind"]]
+    if abs(now - recorded["accuracy"]) > 0.01:
+        raise RuntimeError(
+            f"{job} has accuracy {now} on this machine, {recorded['accuracy']} in the "
+            "record: its file is left as it was. Record the study anew with --fresh."
+        )
+    tuned.save(adapter(job["method"], job["kind"], Path(str(folder))))
 
 
 if __name__ == "__main__":

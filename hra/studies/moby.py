@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -12,6 +13,7 @@ STEPS, BATCH, LENGTH, LIMIT = 60, 8, 128, 40_000
 CALIBRATION = 8  # training batches that the masks grad and snip see
 ALL = "c_attn|c_proj|c_fc"
 SETTING = {"steps": STEPS, "batch": BATCH, "length": LENGTH, "test_characters": LIMIT}
+CURVES = {"every": 20}  # steps between two points of a curve of bits
 ON = "the validation chapters, with seed 100, which no reported run uses"
 TUNING = 100
 
@@ -83,3 +85,25 @@ def fine_tune(
         ]
         found["curve"] = points
     return tuned, found | {"losses": [round(x, 3) for x in log.losses]}
+
+
+def curves(method: str, seed: int, lr: float, part: str, hyper: dict) -> dict[str, Any]:
+    """What a grid records of a run: `trained`, `bits`, 30 `losses` (the i-th is that of
+    step 2i + 1, so the first is the pretrained model's), and of a reported run `curve`:
+    (step, bits) from step 0.
+    """
+    every = CURVES["every"] if part == "test" else None
+    found = fine_tune(method, seed, lr, part, hyper, every=every)[1]
+    return found | {"losses": found["losses"][::2]}
+
+
+def jobs(
+    grid: Iterable[tuple[str, float]], seeds: Iterable[int], part: str = "test"
+) -> dict[str, dict[str, Any]]:
+    """A job for every (setting, learning rate) of a grid and every seed."""
+    cells = list(grid)
+    return {
+        f"{k} lr={lr} seed={s}": {"setting": k, "seed": s, "lr": lr, "part": part}
+        for s in seeds
+        for k, lr in cells
+    }

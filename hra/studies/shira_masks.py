@@ -70,12 +70,8 @@ def run(setting: str, seed: int, lr: float, part: str) -> dict[str, Any]:
     return found
 
 
-STUDY = Study(
-    "shira_masks",
-    run,
-    moby.SETTING | {"density": DENSITY, "calibration_batches": CALIBRATION},
-    SEEDS,
-)
+SETTING = moby.SETTING | {"density": DENSITY, "calibration_batches": CALIBRATION}
+STUDY = Study("shira_masks", run, SETTING, SEEDS)
 record = STUDY.record
 
 

@@ -68,7 +68,7 @@ def interval(runs: Iterable[Run], value: str = "bits") -> tuple[float, float]:
         raise ValueError(
             f"an interval needs two or more seeds, each once; these runs have {seeds}."
         )
-    x = [r[value] for r in runs]
+    x = [_field(r, value) for r in runs]
     half = float(t.ppf(0.975, len(x) - 1)) * statistics.stdev(x) / len(x) ** 0.5
     return statistics.mean(x), half
 
@@ -81,14 +81,15 @@ def paired(
     the two do not have the same seeds.
     """
     a, b = list(a), list(b)
-    other = {r["seed"]: r[value] for r in b}
+    other = {r["seed"]: _field(r, value) for r in b}
     if len(a) != len(b) or {r["seed"] for r in a} != set(other):
         raise ValueError(
             "paired runs need the same seeds on both sides: "
             f"{[r['seed'] for r in a]} and {[r['seed'] for r in b]}."
         )
     return interval(
-        [{"seed": r["seed"], value: r[value] - other[r["seed"]]} for r in a], value
+        [{"seed": r["seed"], value: _field(r, value) - other[r["seed"]]} for r in a],
+        value,
     )
 
 
@@ -102,7 +103,9 @@ def rows(
     out = []
     for fields, group in _groups(select(runs, **where), by):
         mean, half = (
-            interval(group, value) if len(group) > 1 else (group[0][value], None)
+            interval(group, value)
+            if len(group) > 1
+            else (_field(group[0], value), None)
         )
         seeds = [r["seed"] for r in group]
         out.append({**fields, "seeds": seeds, "mean": mean, "half": half})
@@ -138,12 +141,20 @@ def choose(
     return out
 
 
+def _field(run: Run, name: str) -> Any:
+    if name not in run:
+        raise ValueError(f"a run has no field {name!r}; it has {', '.join(run)}.")
+    return run[name]
+
+
 def _groups(
     runs: Iterable[Run], by: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], list[Run]]]:
     groups: dict[str, list[Run]] = {}
     for r in runs:
-        groups.setdefault(json.dumps([r[k] for k in by], sort_keys=True), []).append(r)
+        groups.setdefault(
+            json.dumps([_field(r, k) for k in by], sort_keys=True), []
+        ).append(r)
     for group in groups.values():
         yield {k: group[0][k] for k in by}, group
 
@@ -217,12 +228,13 @@ class Study:
         self._write()
 
     def protocol(
-        self, chosen: list[dict[str, Any]], on: str, over: str = "lr"
+        self, chosen: list[dict[str, Any]], on: str, over: str = "lr", study: str = ""
     ) -> dict[str, Any]:
-        """Note what was tuned on what (`chosen` from `choose`, `on` in words); returns
-        it. A chapter shows it as a box, with the record's setting and seeds.
+        """Note what was tuned on what (`chosen` from `choose`, `on` in words, `study`
+        if its record holds the runs); returns it. A chapter shows it as a box, with the
+        record's setting and seeds.
         """
-        box = {"over": over, "on": on, "chosen": chosen}
+        box = {"study": study or self.name, "over": over, "on": on, "chosen": chosen}
         self.note(protocol=box)
         return box
 
