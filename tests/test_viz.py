@@ -3,6 +3,7 @@ kernel.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -646,3 +647,211 @@ def test_a_replay_refuses_what_it_does_not_know():
         hra.viz.replay(["a", "b"], {1: [1.0]}, ylabel="loss")
     with pytest.raises(ValueError, match="a curve has a 1"):
         hra.viz.replay({"a": [2, 3]}, {1: [1.0]}, ylabel="loss")
+
+
+@node
+def test_the_painter_finds_matching_cover_and_spectrum():
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import structural_rank
+
+    w, g = hra.viz.MaskPainter(), torch.Generator().manual_seed(0)
+    masks = [torch.rand(12, 12, generator=g) < p / 20 for p in range(21) for _ in "ab"]
+    masks += [torch.eye(12) > 0, torch.ones(12, 12) > 0, w.mask()]
+    cells = ["".join("01"[int(v)] for v in m.flatten()) for m in masks]
+    for mask, got in zip(masks, at_each(w, [{"cells": c} for c in cells]), strict=True):
+        w.cells = "".join("01"[int(v)] for v in mask.flatten())
+        ours = w.facts()
+        assert got["K"] == ours["K"] == mask.sum()
+        assert got["rank"] == ours["rank"]
+        assert got["rank"] == structural_rank(csr_matrix(mask.int().numpy()))
+        # the matching is one, the cover covers, and they are equally many
+        pairs = got["pairs"]
+        assert all(mask[i, j] for i, j in pairs) and len(pairs) == got["rank"]
+        assert all(len({p[k] for p in pairs}) == len(pairs) for k in (0, 1))
+        left = mask.clone()
+        left[got["rows"]] = False
+        left[:, got["columns"]] = False
+        assert not left.any()
+        assert len(got["rows"]) + len(got["columns"]) == got["rank"]
+        assert got["sigma"] == pytest.approx(ours["sigma"], abs=1e-9)
+        above = sum(s > 1e-9 for s in got["sigma"])
+        assert above == got["rank"]  # generic numbers reach the structural rank
+
+
+def test_the_painters_tasks_can_be_solved_and_it_refuses():
+    w = hra.viz.MaskPainter()
+    assert w.summary() == "10 entries, rank at most 3"
+    assert w.fallback_figure().words() == w.summary()
+    w.cells = "".join("1" if k % 13 == 0 else "0" for k in range(144))
+    assert [w.facts()["rank"], w.facts()["K"]] == w.tasks[0] == [12, 12]
+    w.cells = "1" * 30 + "0" * 114
+    assert [w.facts()["rank"], w.facts()["K"]] == w.tasks[1] == [3, 30]
+    # no button of the widget gives a solution away
+    for preset in w.presets.values():
+        w.cells = preset["cells"]
+        assert [w.facts()["rank"], w.facts()["K"]] not in w.tasks
+    assert len(w._js_path.read_bytes()) < 10_240
+    for cells in ("01", "2" * 144):
+        with pytest.raises(ValueError, match="144 digits 0 or 1"):
+            w.cells = cells
+    with pytest.raises(ValueError, match="a square of 1 to 16 rows"):
+        hra.viz.MaskPainter(torch.zeros(3, 4, dtype=torch.bool))
+
+
+CHROMIUM = next(
+    (p for name in ("chromium", "chromium-browser") if (p := shutil.which(name))), None
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None and not os.environ.get("HRA_REQUIRE_BROWSER"):
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def reader(browser, tmp_path):
+    """open(html) → a page read from disk on a phone; anything amiss fails the test."""
+    amiss, pages = [], []
+
+    def read(html, width=390):
+        path = tmp_path / "page.html"
+        head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>x</title>'
+        path.write_text(f"{head}<body>{html}</body></html>", encoding="utf-8")
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("console", lambda m: m.type == "error" and amiss.append(m.text))
+        page.on("pageerror", lambda e: amiss.append(str(e)))
+        url = path.as_uri()
+        page.on("request", lambda r: r.url == url or amiss.append(r.url))
+        page.goto(url)
+        page.wait_for_selector("figure")
+        pages.append(page)
+        return page
+
+    yield read
+    for page in pages:
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= page.viewport_size["width"]
+        page.close()
+    assert amiss == []
+
+
+WIDGETS = {
+    "rank": lambda: slider(marks={"r": {"three": 3}}, presets={"all": {"r": 12}}),
+    "mask": lambda: explorer(parts=("q", "k", "v"))[0],
+    "bill": hra.viz.BillCalculator,
+    "replay": lambda: replayed(),
+    "paint": hra.viz.MaskPainter,
+}
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_a_widget_works_by_keyboard_on_a_phone_from_disk(reader, name):
+    page = reader(WIDGETS[name]().static_html(b""))
+    status, inputs = page.locator("[role=status]"), page.locator("input[type=range]")
+    assert page.locator(".hra-title").inner_text()
+    assert page.locator("figcaption").inner_text()
+    first = status.inner_text()
+    assert first and inputs.count()
+    for i in range(inputs.count()):
+        before = status.inner_text()
+        inputs.nth(i).focus()
+        for key in ("ArrowRight", "ArrowLeft"):
+            page.keyboard.press(key)
+            if status.inner_text() != before:
+                break
+        assert status.inner_text() != before, f"slider {i} says nothing"
+        assert page.locator(f"label[for='{inputs.nth(i).get_attribute('id')}']").count()
+    page.get_by_role("button", name="Reset").press("Enter")
+    assert status.inner_text() == first
+    for picture in page.locator("svg, canvas").all():
+        hidden = picture.get_attribute("aria-hidden") == "true"
+        assert hidden or picture.get_attribute("aria-label")
+
+
+def test_marks_and_presets_move_the_slider(reader):
+    page = reader(WIDGETS["rank"]().static_html(b""))
+    out = page.locator("output")
+    for button, r in (("three", "3"), ("all", "12"), ("Reset", "8")):
+        page.get_by_role("button", name=button).press("Enter")
+        assert out.inner_text() == r
+    assert page.locator("[aria-pressed=true]").count() == 0
+
+
+@pytest.mark.parametrize("kind", ["number", "choice"])
+def test_the_reader_commits_to_a_guess_before_the_widget_is_shown(reader, kind):
+    ask = {
+        "number": hra.viz.prediction("How many of 12?", 3, low=0, high=12),
+        "choice": hra.viz.prediction("Which?", "b", choices=["a", "b"], why="So."),
+    }[kind]
+    page = reader(slider(predict=ask).static_html(b""))
+    status = page.locator("[role=status]")
+    assert page.locator("input[type=range]").count() == (kind == "number")
+    assert page.locator("figcaption").count() == 0  # nothing of the widget yet
+    page.locator(".hra-guess button").press("Enter")
+    if kind == "choice":  # it needs one
+        assert status.inner_text() == "Choose one first."
+        page.locator("input[type=radio]").first.focus()
+        page.keyboard.press("Space")
+        assert status.inner_text() == "Your guess: a."
+        page.keyboard.press("Enter")
+        said = "You said a; it is b. So."
+    else:
+        said = "You said 6; the answer is 3: 3 too high, 2 times too large."
+        marks = page.locator(".hra-gap svg").text_content()
+        assert marks == "your guess: 6answer: 3"
+    assert page.locator(".hra-gap p").inner_text() == said
+    assert page.evaluate("document.activeElement.textContent") == said
+    assert page.locator("figcaption").count() == 1 and status.count() == 1
+    assert "keeps" in status.inner_text()
+
+
+def test_the_mask_is_painted_by_keyboard_and_by_mouse(reader):
+    page = reader(hra.viz.MaskPainter().static_html(b""))
+    status, grid = page.locator("[role=status]"), page.locator(".hra-paint button")
+    page.get_by_role("button", name="Clear").press("Enter")
+    grid.first.focus()
+    for i in range(12):
+        page.keyboard.press("Space")
+        if i < 11:
+            page.keyboard.press("ArrowDown")
+            page.keyboard.press("ArrowRight")
+    assert "Task 1 is solved" in status.inner_text()
+    assert grid.nth(143).get_attribute("tabindex") == "0"
+    grid.nth(1).click()
+    assert status.inner_text().startswith("13 entries: rank at most 12.")
+    grid.nth(1).click()
+    assert status.inner_text().startswith("12 entries: rank at most 12.")
+    page.get_by_role("button", name="Clear").click()
+    a, b = grid.nth(24).bounding_box(), grid.nth(28).bounding_box()
+    page.mouse.move(a["x"] + 4, a["y"] + 4)
+    page.mouse.down()
+    page.mouse.move(b["x"] + 4, b["y"] + 4, steps=20)
+    page.mouse.up()
+    assert status.inner_text().startswith("5 entries: rank at most 1. row 3 holds")
+    assert "Task 1 is solved" in status.inner_text()
+
+
+def test_figures_and_tables_fit_a_phone(reader):
+    fig, ax = lines()
+    hra.viz.label_lines(ax)
+    row = [
+        "a setting with a long name",
+        1_234_567,
+        (2.0, 0.1),
+        "behind, intervals apart",
+    ]
+    names = ["setting", "trained numbers", "bits per character", "against LoRA"]
+    table = hra.viz.table([row], names, caption="A wide one")
+    page = reader(fig._repr_mimebundle_()["text/html"] + table.html())
+    box = page.locator("figure svg").bounding_box()
+    assert 300 < box["width"] <= 390
+    frame = page.get_by_role("region", name="A wide one")
+    assert frame.evaluate("e => e.scrollWidth > e.clientWidth")

@@ -57,6 +57,7 @@ from hra.viz.bill import BillCalculator
 from hra.viz.draw import DrawDigit
 from hra.viz.live import Panel as live
 from hra.viz.mask import MaskExplorer
+from hra.viz.paint import MaskPainter
 from hra.viz.plots import bills, intervals, plot_log
 from hra.viz.rank import RankSlider
 from hra.viz.replay import Replay, replay
@@ -72,6 +73,7 @@ __all__ = [
     "BillCalculator",
     "DrawDigit",
     "MaskExplorer",
+    "MaskPainter",
     "RankSlider",
     "Replay",
     "StaticWidget",
