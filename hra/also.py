@@ -39,7 +39,11 @@ class Also(Method):
         """The modules with parameters whose name contains the expression `targets`; of
         one inside another the outer.
         """
-        named = {n: m for n, m in model.named_modules() if n and any(m.parameters())}
+        named = {
+            n: m
+            for n, m in model.named_modules()
+            if n and any(True for _ in m.parameters())
+        }
         names = linear.matching(list(named), targets, "also", "module with parameters")
         outer = [
             n for n in names if not any(n.startswith(f"{other}.") for other in names)
