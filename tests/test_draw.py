@@ -2,6 +2,7 @@
 script as in PyTorch.
 """
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -311,3 +312,36 @@ def test_what_does_not_exist_is_refused(adapters, tmp_path):
         hra.viz.DrawDigit(adapters, keep=9)
     with pytest.raises(FileNotFoundError):
         hra.viz.DrawDigit({"rotated": {"LoRA": tmp_path / "absent"}})
+
+
+def test_modules_in_full_are_refused(tmp_path):
+    model = hra.zoo.vit("tiny")
+    path = tmp_path / "also.safetensors"
+    hra.attach(model, hra.LoRA, SITES, also="classifier", r=2).save(path)
+    with pytest.raises(ValueError, match="classifier in full"):
+        hra.viz.DrawDigit({"rotated": {"LoRA": path}})
+
+
+def test_the_site_gets_the_files_that_its_pages_name(tmp_path, monkeypatch):
+    from types import SimpleNamespace as Some
+
+    path = Path(__file__).parents[1] / "tools/sphinx_ext/hra_models.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(models)
+    warned = []
+    monkeypatch.setattr(models.log, "warning", lambda *a, **k: warned.append(a[1:3]))
+    app = Some(
+        config=Some(nb_execution_cache_path=str(tmp_path / "cache")),
+        outdir=tmp_path / "html",
+        builder=Some(format="html"),
+    )
+    monkeypatch.setenv(packed.FOLDER, "")
+    models.ask_for_files(app, app.config)
+    packed.write_scripts({"used-1": b"\0", "unused-2": b"\0"})
+    page = tmp_path / "html/notebooks/a.html"
+    page.parent.mkdir(parents=True)
+    page.write_text('{"files":{"model":"used-1"},"x":1} {"files":{"a":"gone-3"}}')
+    models.copy_files(app, None)
+    assert [p.name for p in (tmp_path / "html/_static/hra").iterdir()] == ["used-1.js"]
+    assert warned == [("notebooks/a.html", "gone-3.js")]

@@ -48,9 +48,9 @@ function render({ model, el }) {
 
   // ---- the pad
   const pad = make("canvas", { class: "hra-pad", width: PIXELS, height: PIXELS, role: "img", "aria-label": "Paper to draw a digit on, with mouse, pen or finger" });
-  const seen = make("canvas", { class: "hra-seen", width: vit.SIDE, height: vit.SIDE, role: "img" });
+  const seen = make("canvas", { class: "hra-seen", width: vit.SIDE, height: vit.SIDE, role: "img", "data-paper": "digit" });
   const bars = make("svg", { viewBox: "0 0 300 268", role: "img" });
-  const counts = make("p", {}), chart = make("div", {});
+  const counts = make("p", {}), chart = make("svg", { role: "img" });
   const ui = frame({ model, el, keys: ["task", "kind", "alpha", "keep", "shown"], draw });
   ui.root.classList.add("hra-draw");
   ui.root.append(make("style", {}, CSS));
@@ -235,18 +235,19 @@ function render({ model, el }) {
     const t = get("task"), { svg, X, Y, path } = axes({ x: [-1, 2], y: [0, 100], W: 360, H: 240, L: 40, xlabel: "strength α", ylabel: "right of 100",
       xticks: [-1, 0, 1, 2].map((v) => [v, tenth(v)]), yticks: [0, 50, 100].map((v) => [v, v]) });
     const legend = text(346, 15, "", { "text-anchor": "end" });
-    legend.append(make("tspan", {}, `● ${t}  ○ plain `));
-    for (const kind in kinds[t]) {
-      const stroke = palette.families[family(kind)], now = kind === get("kind"), opacity = now ? 1 : 0.45;
+    legend.append(make("tspan", {}, `● ${t}  ○ plain `), ...Object.keys(kinds[t]).map((kind) =>
+      make("tspan", { fill: palette.families[family(kind)], "font-weight": kind === get("kind") ? 700 : 400 }, ` ${kind}`)));
+    for (const kind of Object.keys(kinds[t]).sort((a, b) => (a === get("kind")) - (b === get("kind")))) {
+      const stroke = palette.families[family(kind)], opacity = kind === get("kind") ? 1 : 0.45;
       const points = Array.from({ length: 31 }, (_, i) => [i / 10 - 1, right.get(setting(i / 10 - 1, kind))]).filter(([, n]) => n);
-      legend.append(make("tspan", { fill: stroke, "font-weight": now ? 700 : 400 }, ` ${kind}`));
       for (const i of [0, 1])
         svg.append(make("g", { opacity }, path(points.map(([a, n]) => [a, n[i]]), { stroke, "stroke-dasharray": i ? null : "5 4" }),
           ...points.map(([a, n]) => make("circle", { cx: X(a), cy: Y(n[i]), r: 4.5, fill: i ? stroke : "var(--pst-color-background, canvas)", stroke, "stroke-width": 2 }))));
     }
     svg.append(legend);
-    svg.setAttribute("aria-label", `Stored digits right, of 100, against strength, as far as they have been counted`);
-    chart.replaceChildren(svg);
+    chart.setAttribute("viewBox", svg.getAttribute("viewBox"));
+    chart.setAttribute("aria-label", "Stored digits right, of 100, against strength, as far as they have been counted");
+    chart.replaceChildren(...svg.childNodes);
   }
   function say() {
     const a = right.get(setting()), b = right.get(setting(0)), t = get("task"), alpha = tenth(get("alpha"));

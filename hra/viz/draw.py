@@ -73,6 +73,11 @@ class DrawDigit(StaticWidget):
         for task, named in adapters.items():
             for kind, path in named.items():
                 tuned = hra.load(self._vit, path)
+                if tuned.also:
+                    raise ValueError(
+                        f"{path} holds {next(iter(tuned.also))} in full: the page adds "
+                        "changes of weights only."
+                    )
                 data[f"{task} {kind}"] = (
                     re.sub(r"\W+", "-", f"{task} {kind}".lower()),
                     packed.change(tuned.adapters),
