@@ -226,8 +226,8 @@ class Method(nn.Module):
         """`.to(dtype)` changes the base; what trains stays in float32 or wider."""
         kept = {
             n: (p.data, p.grad)
-            for n, p in self.named_parameters(recurse=False)
-            if p.requires_grad
+            for n, p in self.named_parameters()
+            if p.requires_grad and not n.startswith("base.")
         }
         super()._apply(fn, recurse)
         for n, (data, grad) in kept.items():

@@ -77,7 +77,7 @@ class Entries(Adapter):
         displaced values put back.
         """
         W = linear.weight(self.base)
-        if not self.overwritten:
+        if not self.overwritten or linear.is_sharded(self.base):
             return W
         W = W.detach().clone()
         W[self.index // self.d_in, self.index % self.d_in] = self.stash
@@ -109,7 +109,7 @@ class Entries(Adapter):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As torch's, with the pretrained weight where the layer is overwritten."""
         out = super().state_dict(*args, **kwargs)
-        if self.overwritten:
+        if self.overwritten and not linear.is_sharded(self.base):
             name = f"{kwargs.get('prefix', '')}base.weight"
             out[name] = self.W0.T if linear.is_conv1d(self.base) else self.W0
         return out

@@ -91,6 +91,11 @@ class Restart(Adapter):
     def after_step(
         self, step: int, optimizer: torch.optim.Optimizer
     ) -> dict[str, Any] | None:
+        if any(hasattr(p, "full_tensor") for p in self.parameters()):
+            raise RuntimeError(
+                f"{type(self).__name__} restarts on whole tensors, and fully_shard has "
+                "split them between processes: use DistributedDataParallel."
+            )
         if step % self.every:
             return super().after_step(step, optimizer)
         self.frozen.add_(super().delta_weight())

@@ -42,7 +42,7 @@ class AsyLoRA(LoRA):
         draw = torch.empty(shape, dtype=torch.float64).uniform_(
             -0.5, 0.5, generator=self.generator(f"orthonormal, {train} trains")
         )
-        rows = torch.linalg.svd(draw, full_matrices=False).Vh.to(self.W0)
+        rows = torch.linalg.svd(draw, full_matrices=False).Vh.to(self.W0).contiguous()
         if train == "B":
             self.A = nn.Parameter(rows, requires_grad=False)
         else:

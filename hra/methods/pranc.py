@@ -23,29 +23,36 @@ from hra.checks import check_count
 from hra.law import Law
 
 
+class Vector(nn.Module):
+    """The coefficients c, (m,), that all sites share."""
+
+    def __init__(self, c: nn.Parameter) -> None:
+        super().__init__()
+        self.c = c
+
+
 class PRANC(Adapter):
     """Trains m numbers in all, shared by every site. Raises TypeError or ValueError for
     an m that is no integer above 0.
     """
 
     family = "seeded"
-    c: Float[Tensor, " m"]
 
     def __init__(
         self,
         base: nn.Module,
         m: int = 1000,
         *,
-        shared: tuple[nn.Parameter, bool] | None = None,
+        shared: tuple[nn.Module, bool] | None = None,
         seed: int = 0,
         site: str = "",
     ) -> None:
         super().__init__(base, seed=seed, site=site)
         self.m = check_count("m", m)
-        c, mine = shared or (self.new_parameter(m), True)
-        self.common = (c,)  # in a tuple: only one site has it as a part of its own
+        vector, mine = shared or (Vector(self.new_parameter(m)), True)
+        self.common = (vector,)  # in a tuple: one site only has it for a part
         if mine:
-            self.c = c
+            self.vector = vector
 
     @classmethod
     def plan(
@@ -55,19 +62,29 @@ class PRANC(Adapter):
         m, first = check_count("m", hyper["m"]), min(sites)
         W = linear.weight(sites[first])
         dtype = torch.promote_types(W.dtype, WIDE)
-        c = nn.Parameter(torch.zeros(m, dtype=dtype, device=W.device))
+        c = Vector(nn.Parameter(torch.zeros(m, dtype=dtype, device=W.device)))
         return {n: dict(hyper, site=n, shared=(c, n == first)) for n in sites}
 
     @property
     def coefficients(self) -> Float[Tensor, " m"]:
         """c, one vector for all sites."""
-        return self.common[0]
+        c = self.common[0].get_parameter("c")
+        if hasattr(c, "full_tensor"):
+            raise RuntimeError(
+                "PRANC has one vector for all layers, and fully_shard has split it "
+                "between processes: use DistributedDataParallel."
+            )
+        return c
 
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         seed, shape = self.generator("bases").initial_seed(), (self.d_out, self.d_in)
         return Combination.apply(
             self.coefficients, seed, shape, self.d_in**-0.5, self.W0.dtype
         )
+
+    @classmethod
+    def schema(cls, shape: tuple[int, ...], hyper: dict[str, Any]) -> dict[str, Any]:
+        return {"vector.c": (hyper["m"],)}
 
     def drawn(self) -> dict[str, Tensor]:
         seed, shape = self.generator("bases").initial_seed(), (self.d_out, self.d_in)
