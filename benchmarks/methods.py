@@ -165,31 +165,12 @@ class Contender:
 
 def contenders(name: str, only: list[str] | None, peft: bool) -> list[Contender]:
     made = [Contender("full", plain, name), Contender("full again", plain, name)]
-    for m in hra.METHODS:
-        if (only is None or m in only) and m in LAYERWISE:
+    for m, method in hra.METHODS.items():  # those that stand at linear layers
+        if (only is None or m in only) and memory.states_law(method):
             made.append(Contender(m, ours(m), name))
             if peft and m in ("LoRA", "LoRAFA", "DoRA", "VeRA", "SHiRA"):
                 made.append(Contender(f"{m} (PEFT)", theirs(m), name))
     return made
-
-
-# methods that stand at linear layers of any shape
-LAYERWISE = (
-    "FullFT",
-    "LoRA",
-    "RsLoRA",
-    "LoRAPlus",
-    "LoRAFA",
-    "AsyLoRA",
-    "DoRA",
-    "VeRA",
-    "SHiRA",
-    "NOLA",
-    "PRANC",
-    "BitFit",
-    "Houlsby",
-    "LinAdapter",
-)
 
 
 def table(

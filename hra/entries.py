@@ -181,7 +181,6 @@ class Entries(Adapter):
             {"columns of x": "few*columns", "x": "(1 - few)*d_in"},
             frozen={"displaced": "K"},
             int64={"index": "K", "columns touched": "columns"},
-            fp32=True,
             sizes={**sizes, "few": FEW},
         )
 

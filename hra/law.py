@@ -32,10 +32,11 @@ class Law:
     frozen: dict[str, str] = field(default_factory=dict)
     # frozen too, 8 bytes each: indices, counters
     int64: dict[str, str] = field(default_factory=dict)
-    # trained numbers, gradients and moments in fp32 or wider, whatever the base is in
-    fp32: bool = False
-    # then, over a half-precision base, kept once: copies of trained tensors in its
-    # dtype that a product needs in the backward pass
+    # trained numbers, gradients and moments in fp32 or wider, whatever the base is in;
+    # kept once and as wide: `masters`, what is computed from them; kept once over a
+    # half-precision base: `cast`, their copies in its dtype that a product needs
+    fp32: bool = True
+    masters: dict[str, str] = field(default_factory=dict)
     cast: dict[str, str] = field(default_factory=dict)
     base: bool = True  # the pretrained W0 (and the bias) stays beside what trains
     bias: bool = False  # the layer must have a bias
@@ -67,7 +68,7 @@ def dropout_mask(dropout: float, grad: bool) -> dict[str, str]:
 # ---- the language of the formulas
 
 LONGEST, DEEPEST, DIGITS = 1000, 50, 15  # characters, brackets, digits of a number
-TOKEN = re.compile(r"\s*(?:([0-9]+)|([A-Za-z_][A-Za-z0-9_]*)|(//|[-+*/(),]))")
+TOKEN = re.compile(r" *(?:([0-9]+)|([A-Za-z_][A-Za-z0-9_]*)|(//|[-+*/(),]))")
 Number = int | float
 
 
@@ -90,11 +91,11 @@ class _Parser:
         if len(formula) > LONGEST:
             raise self.error(f"has {len(formula)} characters; {LONGEST} are allowed")
         self.tokens: list[tuple[str, str, str]] = []
-        text, position = formula.rstrip(), 0
+        text, position = formula.rstrip(" "), 0
         while position < len(text):
             found = TOKEN.match(text, position)
             if found is None:
-                rest = text[position:].lstrip()
+                rest = text[position:].lstrip(" ")
                 raise self.error(f"holds {rest[:1]!r}, which is not allowed")
             self.tokens.append(found.groups(""))  # type: ignore[arg-type]
             position = found.end()

@@ -204,54 +204,6 @@ def test_a_figure_shows_itself_with_words_for_those_who_do_not_see_it():
         hra.viz.intervals(places, "bits")
 
 
-@node
-def test_the_calculator_computes_the_librarys_bill():
-    from hra import memory
-    from hra.viz.bill import LAYER, PLAIN
-
-    w = hra.viz.BillCalculator(d_out=256, d_in=64, r=4, tokens=32)
-    models = (LAYER, "GPT-2 XL", "LLaMA-2 7B", "ViT-B/16")
-    choices = [
-        {"model": m, "method": k, "plan": p, "r": r, "tokens": 16 * r}
-        for m in models
-        for k in w.laws
-        if k != PLAIN
-        for p, r in (("fp32", 4), ("bf16, fp32 masters", 32))
-    ]
-    for choice, got in zip(choices, at_each(w, choices), strict=True):
-        for k, v in choice.items():
-            setattr(w, k, v)
-        for name, side in ((None, "method"), (PLAIN, "plain")):
-            assert got[side] == {k: a.bytes for k, a in w.bill(name).parts.items()}, (
-                choice
-            )
-        if (
-            choice["model"] == LAYER
-            and choice["method"] == "LoRA"
-            and choice["plan"] == "fp32"
-            and got["crossing"]
-        ):
-            r = got["crossing"]
-            plain = memory.cost(None, 256, 64, w.tokens).peak.bytes
-            bills = [
-                memory.cost(hra.LoRA, 256, 64, w.tokens, r=k).peak.bytes
-                for k in (r - 1, r)
-            ]
-            assert bills[0] < plain <= bills[1]
-
-
-def test_the_calculators_fallback_and_size():
-    w = hra.viz.BillCalculator()
-    assert (
-        "LoRA, r = 8, one layer" in w.summary()
-        and "ordinary fine-tuning: weights" in w.fallback_figure().words()
-    )
-    assert (
-        len(json.dumps(w.public_state())) < 50_000
-        and len(w._js_path.read_bytes()) < 10_240
-    )
-
-
 def explorer(**kw):
     g = torch.Generator().manual_seed(0)
     drawn = {

@@ -101,6 +101,36 @@ MUTANTS = {
         "return {}",
         "tests/test_memory.py",
     ),
+    "a tensor that two operations keep is counted twice": (
+        "memory/blocks.py",
+        "        elif tensor in self.noted:\n            return\n",
+        "",
+        "tests/test_memory.py",
+    ),
+    "RMSNorm's input is kept in the model's numbers": (
+        "memory/blocks.py",
+        'wide = {"x in fp32": "4", "1/rms": "4"}',
+        "wide = {}",
+        "tests/test_memory.py",
+    ),
+    "measuring adds to the gradients that are there": (
+        "memory/measure.py",
+        "            t.grad = None\n",
+        "            pass\n",
+        "tests/test_memory.py",
+    ),
+    "a formula is run": (
+        "law.py",
+        "return _Parser(formula, values).result()",
+        "return int(eval(formula, dict(values)))",
+        "tests/test_law.py",
+    ),
+    "the page counts what all layers share once a layer": (
+        "viz/law.js",
+        "if (own[1].shared.includes(k))",
+        "if (false)",
+        "tests/test_calculator.py",
+    ),
     "detach leaves SHiRA's values in the layer": (
         "entries.py",
         "        self.restore()\n        super().release(model)",

@@ -3,7 +3,8 @@ read off autograd (`measure`).
 
 Five things are held at the fullest moment of a step, each counted once:
   weights      every number that does not train: W0, the bias, frozen factors and bases
-  trained      every number that trains (in ordinary mixed precision: both copies)
+  trained      every number that trains (in ordinary mixed precision: both copies; of
+               a method over a half-precision model: in fp32)
   gradients    one number for each trained one, held until the optimizer's step
   moments      two for each trained one (Adam: Kingma and Ba, 2014, arXiv:1412.6980)
   activations  what autograd keeps of the forward pass for the backward pass, without
@@ -15,7 +16,7 @@ exactly what is computed here.
 """
 
 from hra.law import Law, evaluate
-from hra.memory.bill import PLAIN, PLANS, Amount, Bill, Plan, cost, law
+from hra.memory.bill import PLAIN, PLANS, Amount, Bill, Plan, cost, law, states_law
 from hra.memory.measure import amount, measure, saved
 from hra.memory.predict import predict
 from hra.memory.presets import PRESETS, Preset, preset_cost
@@ -37,4 +38,5 @@ __all__ = [
     "predict",
     "preset_cost",
     "saved",
+    "states_law",
 ]

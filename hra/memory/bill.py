@@ -24,7 +24,8 @@ class Amount:
 @dataclass(frozen=True)
 class Bill:
     """What a step holds. `kept` names the activations: {name: numbers}; two bills are
-    equal if their five parts are.
+    equal if their five parts are. `partial` says which activations are counted, if not
+    all are; such a bill has no peak.
     """
 
     weights: Amount = Amount()
@@ -33,22 +34,33 @@ class Bill:
     moments: Amount = Amount()
     activations: Amount = Amount()
     kept: Mapping[str, int] = field(default_factory=dict, compare=False)
+    partial: str = ""
 
     @property
     def parts(self) -> dict[str, Amount]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kept"}
+        return {
+            f.name: getattr(self, f.name) for f in fields(self) if f.type == "Amount"
+        }
 
     @property
     def peak(self) -> Amount:
-        """Everything that is held at once: the sum of the five parts."""
+        """Everything that is held at once: the sum of the five parts. ValueError for a
+        bill that is partial.
+        """
+        if self.partial:
+            raise ValueError(
+                f"the activations of this bill are those of the {self.partial}: it has "
+                "no peak. Its parts are in .parts."
+            )
         return sum(self.parts.values(), Amount())
 
     def __str__(self) -> str:
-        rows = [*self.parts.items(), ("peak", self.peak)]
-        head = f"{'':<12}{'numbers':>16}{'bytes':>18}"
-        return "\n".join(
-            [head, *(f"{k:<12}{a.numbers:>16,}{a.bytes:>18,}" for k, a in rows)]
-        )
+        rows = dict(self.parts) if self.partial else {**self.parts, "peak": self.peak}
+        lines = [f"{'':<12}{'numbers':>16}{'bytes':>18}"]
+        lines += [f"{k:<12}{a.numbers:>16,}{a.bytes:>18,}" for k, a in rows.items()]
+        if self.partial:
+            lines.append(f"activations: {self.partial}; no total")
+        return "\n".join(lines)
 
     __repr__ = __str__
 
@@ -90,7 +102,7 @@ PLANS = {
 }
 
 # ordinary fine-tuning of the layer itself
-PLAIN = Law({"W": "d_out*d_in"}, {"x": "d_in"}, base=False)
+PLAIN = Law({"W": "d_out*d_in"}, {"x": "d_in"}, base=False, fp32=False)
 
 
 def law(
@@ -115,15 +127,35 @@ def law(
     return method.law(grad=grad, phase=phase, **{**method.hyperparameters({}), **given})
 
 
+def states_law(method: type[Method]) -> bool:
+    """Whether the bill of this method can be derived: one that stands at linear layers
+    and says what it keeps.
+    """
+    try:
+        law(method)
+    except ValueError:
+        return False
+    return True
+
+
 def kept(
-    rule: Law, values: Mapping[str, Any], tokens: int, plan: Plan
-) -> dict[str, int]:
-    """{activation: numbers} of a law for so many tokens."""
-    found = {k: evaluate(f, values) * tokens for k, f in rule.token.items()}
-    found |= {k: evaluate(f, values) for k, f in rule.once.items()}
-    if rule.fp32 and plan.activation < 4:
-        found |= {f"{k}, cast": evaluate(f, values) for k, f in rule.cast.items()}
-    return {k: n for k, n in found.items() if n}
+    rule: Law, values: Mapping[str, Any], tokens: int, bytes: int
+) -> dict[str, Amount]:
+    """{activation: its amount} of a law for so many tokens, in a model of so many bytes
+    a number.
+    """
+    cast = rule.cast if rule.fp32 and bytes < 4 else {}
+    found = {}
+    for part, times, each in (
+        (rule.token, tokens, bytes),
+        (rule.once, 1, bytes),
+        (rule.masters, 1, max(4, bytes)),
+        ({f"{k}, cast": f for k, f in cast.items()}, 1, bytes),
+    ):
+        for name, formula in part.items():
+            if numbers := times * evaluate(formula, values):
+                found[name] = Amount(numbers, numbers * each)
+    return found
 
 
 def total(formulas: Mapping[str, str], values: Mapping[str, Any]) -> int:
@@ -195,13 +227,12 @@ def cost(
     values = rule.values(d_out=d_out, d_in=d_in, **hyper)
     trained, int64 = total(rule.trained, values), total(rule.int64, values)
     frozen = total(rule.frozen, values) + d_out * bias + d_out * d_in * rule.base
-    found = kept(rule, values, tokens, p)
-    held = sum(found.values())
+    found = kept(rule, values, tokens, p.activation)
     return Bill(
         Amount(frozen + int64, frozen * p.frozen + int64 * 8),
         Amount(trained, trained * p.trained),
         Amount(trained, trained * p.gradient),
         Amount(2 * trained, 2 * trained * p.moment),
-        Amount(held, held * p.activation),
-        found,
+        sum(found.values(), Amount()),
+        {k: a.numbers for k, a in found.items()},
     )

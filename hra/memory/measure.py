@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hra import linear
 from hra.memory.bill import Amount, Bill
 
 
@@ -27,6 +28,11 @@ def storage(t: Tensor) -> int:
     return t.untyped_storage()._cdata
 
 
+def bare(tuned: Any) -> nn.Module:
+    """The model, of what `hra.attach` returns or on its own."""
+    return tuned if isinstance(tuned, nn.Module) else tuned.model
+
+
 def saved(run: Callable[[], Any], model: nn.Module) -> tuple[Any, list[Tensor]]:
     """(what `run` returns, the tensors that autograd keeps of it, those of the model's
     parameters and buffers left out).
@@ -40,8 +46,14 @@ def saved(run: Callable[[], Any], model: nn.Module) -> tuple[Any, list[Tensor]]:
                 kept.append(part)
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        return run(), kept
+    with (
+        linear.kept_by_hooks() as observed,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+    ):
+        out = run()
+    for x in observed:  # for a method that observes its gradient
+        pack(x)
+    return out, kept
 
 
 class _AsItWas:
@@ -99,7 +111,7 @@ def measure(
 
     Raises ValueError if nothing trains or the model gives no loss.
     """
-    model: nn.Module = getattr(tuned, "model", tuned)
+    model = bare(tuned)
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError(

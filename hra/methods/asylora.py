@@ -53,10 +53,14 @@ class AsyLoRA(LoRA):
     def law(cls, dropout: float, grad: bool, train: str = "B", **hyper: Any) -> Law:
         if train == "A":
             return Law(
-                {"A": "r*d_in"}, kept_input(dropout, grad), frozen={"B": "d_out*r"}
+                {"A": "r*d_in"},
+                kept_input(dropout, grad),
+                frozen={"B": "d_out*r"},
+                cast={"A": "r*d_in"} if grad else {},
             )
         return Law(
             {"B": "d_out*r"},
             dropout_mask(dropout, grad) | {"Ax": "r"},
             frozen={"A": "r*d_in"},
+            cast={"B": "d_out*r"} if grad else {},
         )

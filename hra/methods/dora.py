@@ -79,7 +79,7 @@ class DoRA(LoRA):
         return Law(
             {"A": "r*d_in", "B": "d_out*r", "m": "d_out"},
             kept_input(dropout, grad) | {"Ax": "r"} | y,
-            {"norm": "d_out", "m/norm": "d_out"},
+            masters={"norm": "d_out", "m/norm": "d_out"},
         )
 
 

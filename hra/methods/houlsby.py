@@ -63,8 +63,10 @@ class Houlsby(Adapter):
         return h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)
 
     @classmethod
-    def law(cls, **hyper: Any) -> Law:
+    def law(cls, grad: bool, **hyper: Any) -> Law:
         trained = {"W_d": "r*d_out", "b_d": "r", "W_u": "d_out*r", "b_u": "d_out"}
         return Law(
-            trained, {"y of the base": "d_out", "before gelu": "r", "after gelu": "r"}
+            trained,
+            {"y of the base": "d_out", "before gelu": "r", "after gelu": "r"},
+            cast={"W_u": "d_out*r"} | ({"W_d": "r*d_out"} if grad else {}),
         )

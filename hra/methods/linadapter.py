@@ -82,4 +82,5 @@ class LinAdapter(Adapter):
                 "LN": "d_out",
                 "after relu": "r",
             },
+            cast={"LN": "2*d_out", "W_d": "r*d_out", "W_u": "d_out*r"},
         )

@@ -81,7 +81,9 @@ class LoRA(Adapter):
     @classmethod
     def law(cls, dropout: float, grad: bool, **hyper: Any) -> Law:
         return Law(
-            {"A": "r*d_in", "B": "d_out*r"}, kept_input(dropout, grad) | {"Ax": "r"}
+            {"A": "r*d_in", "B": "d_out*r"},
+            kept_input(dropout, grad) | {"Ax": "r"},
+            cast={"B": "d_out*r"} | ({"A": "r*d_in"} if grad else {}),
         )
 
     def extra_repr(self) -> str:

@@ -52,6 +52,7 @@ class LoRAFA(LoRA):
             {"B": "d_out*r"},
             dropout_mask(dropout, grad) | {"Ax": "r"},
             frozen={"A": "r*d_in"},
+            cast={"B": "d_out*r"} if grad else {},
         )
 
 
