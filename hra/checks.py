@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def check_seed(seed: Any) -> int:
@@ -65,15 +66,15 @@ def check_number(
     return float(value)
 
 
-@contextmanager
-def or_undo(undo: Callable[[], Any]) -> Iterator[None]:
-    """Run a block; after any exception run `undo`, and raise the exception again.
+def or_undo(work: Callable[[], T], undo: Callable[[], Any]) -> T:
+    """work(); after any exception in it `undo`, and the exception again.
 
     `undo` must lead to the same end from wherever it starts: when it is itself
-    interrupted, it runs once more.
+    interrupted, it runs once more. (No `with` block: an interrupt between its last line
+    and its exit would pass it by.)
     """
     try:
-        yield
+        return work()
     except BaseException:
         try:
             undo()

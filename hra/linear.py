@@ -128,15 +128,15 @@ def bias(layer: nn.Module) -> Tensor | None:
     return b if isinstance(b, Tensor) else None
 
 
+@torch.no_grad()
 def with_weight(layer: nn.Module, W: Tensor, b: Tensor | None = None) -> nn.Module:
     """A copy of `layer` that holds W (d_out, d_in), and b (d_out,) if given; the
     original is left untouched.
     """
     new = copy.deepcopy(layer)
-    with torch.no_grad():
-        weight(new).copy_(W)
-        if b is not None:
-            new.get_parameter("bias").copy_(b)
+    weight(new).copy_(W)
+    if b is not None:
+        new.get_parameter("bias").copy_(b)
     return new
 
 

@@ -98,26 +98,32 @@ class Adapted:
         return sum(p.numel() for g in self.param_groups(1.0) for p in g["params"])
 
     # ---- back to a plain model -----------------------------------------------------
+    @torch.no_grad()
     def detach(self) -> nn.Module:
         """The model as it was before `attach`, bit for bit."""
         root, parts = plain(self.model), self._parts_or_refuse()
-        with or_undo(self._again):
+
+        def work() -> nn.Module:
             for a in parts.values():
                 a.release(root)
-            with torch.no_grad():
-                for module, name, before in self._statistics:
-                    module.get_buffer(name).copy_(before)
+            for module, name, before in self._statistics:
+                module.get_buffer(name).copy_(before)
             return self._plain(root)
+
+        return or_undo(work, self._again)
 
     def merge(self) -> nn.Module:
         """The plain model that computes the same map; nothing of hra is left in it."""
         root, parts = plain(self.model), self._parts_or_refuse()
         layers = {name: a.merged() for name, a in parts.items()}
-        with or_undo(self._again):
+
+        def work() -> nn.Module:
             for name, a in parts.items():
                 a.release(root)
                 root.set_submodule(name, layers[name].train(a.training))
             return self._plain(root)
+
+        return or_undo(work, self._again)
 
     def _parts_or_refuse(self) -> dict[str, Any]:
         if not self.parts:
@@ -328,12 +334,12 @@ def load(
     with io.opened(path) as file:
         cls, sites, full = _expected(plain(model), file, method)
         parts = _from_file(file, cls, strict_base)
-        try:
-            return _attach(model, cls, sites, file.meta["hyper"], full, parts)
-        except io.AdapterFileError:
-            raise
-        except (TypeError, ValueError) as e:
-            raise file.refuse(f": {e}") from None
+    try:
+        return _attach(model, cls, sites, file.meta["hyper"], full, parts)
+    except io.AdapterFileError:
+        raise
+    except (TypeError, ValueError) as e:
+        raise file.refuse(f": {e}") from None
 
 
 def built(
@@ -349,18 +355,22 @@ def built(
         for p, flag in flags:
             p.requires_grad_(flag)
 
-    with or_undo(undo), io.opened(path) as file:
-        cls, sites, full = _expected(root, file, None)
-        fill = _from_file(file, cls, strict_base=True)
-        try:
-            adapters, also = _build(root, cls, sites, file.meta["hyper"], full, fill)
-        except io.AdapterFileError:
-            raise
-        except (TypeError, ValueError) as e:
-            raise file.refuse(f": {e}") from None
+    def work() -> Any:
+        with io.opened(path) as file:
+            cls, sites, full = _expected(root, file, None)
+            fill = _from_file(file, cls, strict_base=True)
+            hyper = file.meta["hyper"]
+            try:
+                adapters, also = _build(root, cls, sites, hyper, full, fill)
+            except io.AdapterFileError:
+                raise
+            except (TypeError, ValueError) as e:
+                raise file.refuse(f": {e}") from None
         result = use(cls, adapters | also)
         undo()
         return result
+
+    return or_undo(work, undo)
 
 
 # ---- from a file to adapters -------------------------------------------------------
@@ -583,14 +593,16 @@ def _attach(
         for _, p, flag in flags:
             p.requires_grad_(flag)
 
-    with or_undo(undo):
+    def work() -> Adapted:
         adapters, also = _build(root, method, found, hyper, full or {}, fill)
         root.requires_grad_(False)
-        parts |= adapters | also
+        parts.update(adapters | also)
         for a in parts.values():
             a.install(root)
         before = [(n, flag) for n, _, flag in flags]
         return Adapted(model, method, dict(hyper), adapters, also, before)
+
+    return or_undo(work, undo)
 
 
 def plain(model: nn.Module) -> nn.Module:

@@ -74,8 +74,8 @@ def probe(
 
         return hook
 
-    count = 0
-    with or_undo(undo):
+    def work() -> Probe:
+        count = 0
         model.requires_grad_(False).eval()
         for s, m in found.items():
             handles.append(m.register_forward_hook(watch(s)))
@@ -99,6 +99,8 @@ def probe(
             {s: t / count for s, t in total.items()},
             {s: t / count for s, t in squared.items()},
         )
+
+    return or_undo(work, undo)
 
 
 def watched(model: nn.Module, targets: str) -> dict[str, nn.Module]:

@@ -43,8 +43,7 @@ class DoRA(LoRA):
         super().__init__(base, r, alpha, dropout, seed=seed, site=site)
         self.detach_norm = check_bool("detach_norm", detach_norm)
         self.m = self.new_parameter(self.d_out)
-        with torch.no_grad():
-            self.m.copy_(_row_norm(self.W0, self.m.dtype))
+        self.m.data.copy_(_row_norm(self.W0, self.m.dtype))
 
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         V = self.W0 + super().delta_weight()

@@ -1,0 +1,651 @@
+"""Real situations that once went wrong, by kind: what is right in each."""
+
+import copy
+import os
+import stat
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.nn.utils.prune
+from torch import nn
+
+import hra
+from hra import linear, sparse
+from hra.adapter import Method
+from tests.test_before_lora import WHOLE
+from tests.test_every_adapter import CASES
+
+LAYERS = {c.__name__: (c, h) for c, h, _ in reversed(CASES.values())}
+TARGETS = "c_attn|c_fc"
+
+
+def gpt2(dtype=torch.float32, seed=0):
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    model = hra.zoo.gpt2("random", seed=seed, initializer_range=0.3, **still)
+    return model.to(dtype).eval()
+
+
+def batch(rows=2, seed=3):
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(256, (rows, 12), generator=g)
+    return {"input_ids": ids, "labels": ids}
+
+
+def shaken(model, method=hra.SHiRA, targets=TARGETS, std=0.1, **hyper):
+    tuned = hra.attach(model, method, targets=targets, **hyper)
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in (p for group in tuned.param_groups(1.0) for p in group["params"]):
+            p.add_(std * torch.randn(p.shape, generator=g).to(p))
+    return tuned
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- K1: state that torch can see ----------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["the same base", "another base"])
+def test_a_state_dict_of_an_overwritten_model_is_the_pretrained_one(layout, tmp_path):
+    model = gpt2()
+    before, x = copy.deepcopy(model.state_dict()), batch()
+    tuned = shaken(model, density=0.1)
+    y = model(**x).logits  # the layers hold the values now
+    sd = copy.deepcopy(model.state_dict())
+    for k in before:
+        if k not in sd:
+            name = k.replace(".weight", ".base.weight").replace(".bias", ".base.bias")
+            assert torch.equal(sd[name], before[k])
+    other = gpt2(seed=0 if layout == "the same base" else 7)
+    again = hra.attach(other, hra.SHiRA, targets=TARGETS, density=0.1)
+    other(**x)  # it too is overwritten when it loads
+    other.load_state_dict(sd)
+    assert torch.equal(other(**x).logits, y)
+    again.save(tmp_path / "s")
+    assert torch.equal(hra.load(gpt2(), tmp_path / "s").model(**x).logits, y)
+    torch.testing.assert_close(copy.deepcopy(again).merge()(**x).logits, y)
+    assert same(again.detach().state_dict(), before)
+    tuned.detach()
+
+
+def test_the_output_head_that_shares_memory_is_tied():
+    model = gpt2()
+    model.lm_head.weight = nn.Parameter(model.transformer.wte.weight.data)
+    with pytest.raises(ValueError, match="tied"):
+        hra.attach(model, hra.SHiRA, targets="lm_head")
+    flat = torch.randn(24)  # two views of one storage that do not meet are not tied
+    net = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 4, bias=False))
+    net[0].weight.data, net[1].weight.data = flat[:12].view(3, 4), flat[12:].view(4, 3)
+    hra.attach(net, hra.SHiRA, density=0.5)
+
+
+@pytest.mark.parametrize("method", [hra.LoRA, hra.SHiRA])
+def test_values_that_change_before_the_backward_pass_are_refused(method):
+    tuned = shaken(gpt2(), method)
+    loss = tuned(**batch()).loss
+    with torch.no_grad():
+        for g in tuned.param_groups(1.0):
+            for p in g["params"]:
+                p.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_weight_that_is_gathered_anew_before_backward_gives_the_same_gradient():
+    torch.manual_seed(0)
+    layer = hra.SHiRA(nn.Linear(12, 9).double(), density=0.3)
+    nn.init.normal_(layer.values)
+    grads = []
+    for gathered in (False, True):
+        x = torch.ones(3, 12, dtype=torch.float64, requires_grad=True)
+        y = layer(x).sin().sum()
+        if gathered:
+            sparse.overwrite_(layer.base.weight, layer.position, layer.stash)
+        grads.append(torch.autograd.grad(y, [x, layer.values]))
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def interrupts(action, check, limit=400):
+    """Run action() with an exception at the n-th line inside hra/, for n = 1, 2, …"""
+    home, done = os.path.dirname(hra.__file__), 0
+
+    def lines(n):
+        left = n
+
+        def trace(frame, event, arg):
+            nonlocal left
+            if not frame.f_code.co_filename.startswith(home):
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    raise Interrupted
+            return trace
+
+        return trace
+
+    n, step = 1, 1
+    while True:
+        sys.settrace(lines(n))
+        try:
+            action()
+        except Interrupted:
+            done += 1
+        else:
+            return done
+        finally:
+            sys.settrace(None)
+            check()
+        step = max(1, n // limit)
+        n += step
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6), nn.LayerNorm(6))
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+
+    def forward(self, x):
+        class Out:
+            loss = self.net(x).square().mean()
+
+        return Out
+
+
+@pytest.fixture
+def guarded():
+    """A model, and a check that it is as it was: bits, flags, modules, hooks, modes."""
+    model = Small().eval()
+    model.net[3].weight.requires_grad_(False)
+    before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
+    flags = [p.requires_grad for p in model.parameters()]
+
+    def check():
+        assert dict(model.named_modules()) == modules
+        assert not any(isinstance(m, Method) for m in model.modules())
+        assert [p.requires_grad for p in model.parameters()] == flags
+        assert same(model.state_dict(), before)
+        assert not any(
+            m._forward_hooks or m._forward_pre_hooks for m in modules.values()
+        )
+        assert not any(m.training for m in modules.values())
+
+    return model, check
+
+
+METHODS = [("LoRA", {"r": 2}), ("SHiRA", {"density": 0.2}), ("PRANC", {"m": 3})]
+
+
+# an interrupt at the exit of `with open` leaves the file to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize(("name", "hyper"), METHODS)
+def test_interrupted_attach_load_fuse_and_probe_change_nothing(
+    name, hyper, guarded, tmp_path
+):
+    model, check = guarded
+    method, path = hra.METHODS[name], tmp_path / "a"
+    tuned = hra.attach(model, method, also=r"net\.3", **hyper)
+    tuned.save(path)
+    tuned.detach()
+    plain = hra.attach(model, method, **hyper)
+    plain.save(tmp_path / "p")
+    plain.detach()
+    check()
+
+    for action in (
+        lambda: hra.probe(model, [{"x": torch.ones(2, 6)}], progress=False),
+        lambda: undone(hra.load, model, path),
+        lambda: undone(hra.fuse, model, {tmp_path / "p": 0.5}),
+        lambda: undone(hra.attach, model, method, also=r"net\.3", **hyper),
+    ):
+        assert interrupts(action, check) > 20
+
+
+def undone(make, *args, **kwargs):
+    """make(...), and back without the trace."""
+    tuned = make(*args, **kwargs)
+    trace = sys.gettrace()
+    sys.settrace(None)
+    tuned.detach()
+    sys.settrace(trace)
+
+
+@pytest.mark.parametrize(("name", "hyper"), METHODS)
+def test_interrupted_detach_and_merge_leave_all_or_nothing(name, hyper):
+    for back in ("detach", "merge"):
+        model = Small().eval()
+        x = torch.ones(2, 6)
+        tuned = hra.attach(model, hra.METHODS[name], also=r"net\.3", **hyper)
+        want, parts = model.net(x), dict(tuned.parts)
+
+        def action(tuned=tuned, back=back):
+            getattr(tuned, back)()
+
+        def check(model=model, want=want, parts=parts, tuned=tuned, x=x):
+            held = [n for n, m in model.named_modules() if isinstance(m, Method)]
+            assert len(held) in (0, len(parts)) and (len(held) > 0) == bool(tuned.parts)
+            torch.testing.assert_close(model.net(x), want)
+
+        assert interrupts(action, check) > 10
+
+
+@pytest.mark.parametrize("kinds", [("SHiRA", "SHiRA"), ("LoRA", "SHiRA")])
+def test_switch_interrupted_anywhere_can_be_taken_off(kinds, tmp_path):
+    model = Small().eval()
+    before = copy.deepcopy(model.state_dict())
+    paths = []
+    for i, kind in enumerate(kinds):
+        hyper = {"r": 2} if kind == "LoRA" else {"density": 0.2}
+        tuned = shaken(model, hra.METHODS[kind], targets="", seed=i, **hyper)
+        tuned.save(tmp_path / f"{i}")
+        tuned.detach()
+        paths.append(tmp_path / f"{i}")
+
+    def run():
+        nonlocal switch
+        switch = hra.Switch(model)
+        for k in (0, 1, 0):
+            switch.to(paths[k])
+        switch.off()
+
+    def check():
+        switch.off()
+        assert same(model.state_dict(), before)
+        assert all(p.requires_grad for p in model.parameters())
+
+    switch = hra.Switch(model)
+    assert interrupts(run, check, limit=120) > 100
+    switch = hra.Switch(model)  # two threads take turns
+    threads = [
+        threading.Thread(target=lambda: [switch.to(p) for p in paths * 20])
+        for _ in range(2)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    switch.off()
+    assert same(model.state_dict(), before)
+
+
+# ---- K3: what a linear layer is ------------------------------------------------------
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Plain(nn.Linear):
+    """Overrides nothing."""
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_layers_that_are_not_plain_are_refused_at_attach(name):
+    method, hyper = LAYERS[name]
+
+    def refused(layer, words):
+        net = nn.Sequential(nn.Linear(12, 12), layer)
+        before = copy.deepcopy(net.state_dict())
+        with pytest.raises(TypeError, match=words):
+            hra.attach(net, method, targets="1", **hyper)
+        assert same(net.state_dict(), before)
+
+    refused(Scaled(12, 12), "Scaled.* a forward of its own")
+    hooked = nn.Linear(12, 12)
+    hooked.register_forward_hook(lambda *_: None)
+    refused(hooked, "carries a hook")
+    patched = nn.Linear(12, 12)
+    patched.forward = lambda x: x
+    refused(patched, r"a forward of its own \(the instance\)")
+    refused(nn.utils.parametrizations.weight_norm(nn.Linear(12, 12)), "computed from")
+    refused(
+        nn.utils.prune.random_unstructured(nn.Linear(12, 12), "weight", 0.5), "no w"
+    )
+    quantised = nn.Linear(12, 12)
+    quantised._parameters["weight"] = nn.Parameter(
+        torch.zeros(72, 1, dtype=torch.uint8), requires_grad=False
+    )
+    refused(quantised, "quantised layers are not supported")
+    hra.attach(nn.Sequential(Plain(12, 12)), method, targets="0", **hyper)
+
+
+def test_an_accepted_type_and_a_linear_inside_a_linear():
+    linear.ACCEPTED.add(Scaled)
+    try:
+        hra.attach(nn.Sequential(Scaled(4, 4)), hra.LoRA, r=1)
+    finally:
+        linear.ACCEPTED.remove(Scaled)
+    outer = nn.Linear(4, 4)
+    outer.inner = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"0\.inner lies inside 0"):
+        hra.attach(nn.Sequential(outer), hra.LoRA, r=1)
+
+
+@pytest.mark.parametrize("method", [hra.Houlsby, hra.LinAdapter, hra.LoRA])
+def test_a_layer_whose_weight_is_read_without_a_call(method):
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    if method is hra.LoRA:
+        tuned = shaken(encoder, method, "linear1", r=2)
+        x = torch.randn(2, 3, 8)
+        want = encoder(x)  # gradients on: the slow path
+        with torch.no_grad():
+            torch.testing.assert_close(encoder(x), want)
+        tuned.detach()
+    else:
+        with pytest.raises(ValueError, match="read by TransformerEncoderLayer"):
+            hra.attach(encoder, method, targets="linear1", r=2)
+        with pytest.raises(ValueError, match="read by MultiheadAttention"):
+            hra.attach(encoder, method, targets="out_proj", r=2)
+
+
+def test_a_weight_that_is_not_contiguous(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 8))
+        net[0].weight.data = torch.randn(6, 8).T
+        return net
+
+    net, x = made(), torch.randn(3, 6)
+    before = net[0].weight.detach().clone()
+    tuned = shaken(net, targets="", density=0.3)
+    y = net(x)
+    torch.testing.assert_close(y, F.linear(x, tuned.adapters["0"].weight, net[0].bias))
+    tuned.save(tmp_path / "n")
+    assert torch.equal(tuned.detach()[0].weight, before)
+    switch = hra.Switch(made())
+    assert torch.equal(switch.to(tmp_path / "n")(x), y)
+    assert torch.equal(switch.off()[0].weight, before)
+
+
+# ---- K4: a file holds all that the tuned function depends on -------------------------
+
+
+def test_also_trains_saves_counts_and_gives_back(tmp_path):
+    model, x = gpt2(), batch()
+    before = copy.deepcopy(model.state_dict())
+    ln = sum(p.numel() for n, p in model.named_parameters() if "ln_" in n)
+    tuned = hra.attach(model, hra.LoRA, targets="c_attn", also="ln_", r=2)
+    alone = 2 * 2 * (32 + 96)
+    assert tuned.num_trainable == ln + alone and "in full" in str(tuned)
+    hra.fit(tuned, [x], 5, 1e-2, progress=False)
+    y = model(**x).logits
+    assert hra.memory.measure(tuned, x).trained.numbers == ln + alone
+    assert hra.memory.predict(tuned, x) == hra.memory.measure(tuned, x)
+    tuned.save(tmp_path / "a")
+    again = hra.load(gpt2(), tmp_path / "a")
+    assert torch.equal(again.model(**x).logits, y) and again.num_trainable == ln + alone
+    torch.testing.assert_close(again.merge()(**x).logits, y)
+    switched = hra.Switch(gpt2()).to(tmp_path / "a")
+    torch.testing.assert_close(switched(**x).logits, y, rtol=1e-4, atol=1e-4)
+    with pytest.raises(TypeError, match="trained in full"):
+        hra.fuse(gpt2(), {tmp_path / "a": 1.0})
+    assert same(tuned.detach().state_dict(), before)
+    with pytest.raises(ValueError, match="tied"):
+        hra.attach(model, hra.LoRA, targets="c_attn", also="lm_head")
+    with pytest.raises(ValueError, match="matches no module"):
+        hra.attach(model, hra.LoRA, targets="c_attn", also="classifier")
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.bn, self.out = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        class Out:
+            loss = self.out(self.bn(self.fc(x))).square().mean()
+
+        return Out
+
+
+def test_running_statistics_stand_still_or_are_saved(tmp_path):
+    x = [{"x": 3 + torch.randn(16, 6)}]
+    model = Normed()
+    before = copy.deepcopy(model.state_dict())
+    tuned = hra.attach(model, hra.LoRA, targets="fc", r=2)
+    hra.fit(tuned, x, 4, 1e-2, progress=False)
+    assert torch.equal(model.bn.running_mean, before["bn.running_mean"])
+    assert model.bn.training
+    model(**x[0])  # a loop of one's own moves them
+    with pytest.raises(ValueError, match="running statistics"):
+        tuned.save(tmp_path / "x")
+    assert same(tuned.detach().state_dict(), before)
+    tuned = hra.attach(model, hra.LoRA, targets="fc", also="bn", r=2)
+    hra.fit(tuned, x, 4, 1e-2, progress=False)
+    tuned.save(tmp_path / "b")
+    want = model.eval()(**x[0]).loss
+    again = hra.load(Normed(), tmp_path / "b")
+    assert torch.equal(again.model.eval()(**x[0]).loss, want)
+    model.train()
+    assert same(tuned.detach().state_dict(), before)
+
+
+def test_strangers_that_train_are_warned_of(tmp_path):
+    model = gpt2()
+    tuned = hra.attach(model, hra.LoRA, targets="c_attn", r=2)
+    model.transformer.ln_f.requires_grad_(True)
+    with pytest.warns(
+        UserWarning, match=r"belongs to no adapter.*also=r'transformer.ln_f"
+    ):
+        hra.fit(tuned, [batch()], 1, progress=False)
+    with pytest.warns(UserWarning, match="belongs to no adapter"):
+        tuned.save(tmp_path / "w")
+
+
+def test_bitfit_adds_nothing_up_but_switches(tmp_path):
+    tuned, x = shaken(gpt2(), hra.BitFit), batch()
+    y = tuned(**x).logits
+    tuned.save(tmp_path / "b")
+    with pytest.raises(TypeError, match="no ΔW to add up"):
+        hra.fuse(gpt2(), {tmp_path / "b": 1.0})
+    torch.testing.assert_close(
+        hra.Switch(gpt2()).to(tmp_path / "b")(**x).logits, y, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("method", [hra.SHiRA, hra.VeRA, hra.NOLA, hra.PRANC])
+@pytest.mark.parametrize("change", ["seed", "base", "batches", "hyper"])
+def test_a_checkpoint_of_another_run_is_refused(method, change, tmp_path):
+    def go(seed=0, base=0, first=3, **hyper):
+        tuned = hra.attach(gpt2(seed=base), method, targets="c_fc", seed=seed, **hyper)
+        kw = {"progress": False, "checkpoint": tmp_path / "c", "every": 1}
+        return hra.fit(tuned, [batch(seed=first)], 2, 1e-3, **kw)
+
+    go()
+    kw = {"seed": {"seed": 1}, "base": {"base": 4}, "batches": {"first": 5}}
+    own = {"SHiRA": {"alpha": 0.5}, "VeRA": {"d_init": 0.2}, "NOLA": {"alpha": 4.0}}
+    kw["hyper"] = own.get(method.__name__, {"m": 7})
+    with pytest.raises(ValueError, match="of another run"):
+        go(**kw[change])
+    assert len(go().steps) == 2
+
+
+def test_checkpoints_are_whole_or_refused(tmp_path):
+    path = tmp_path / "c"
+
+    def tuned():
+        return hra.attach(gpt2(), hra.LoRA, targets="c_fc", r=2)
+
+    kw = {"progress": False, "checkpoint": path, "every": 1}
+    kw["evaluate"] = lambda: np.float32(1.5)
+    t = tuned()
+    hra.fit(t, [batch()], 3, 1e-3, callback=lambda log: len(log.steps) < 2, **kw)
+    good = path.read_bytes()
+    assert len(hra.fit(tuned(), [batch()], 3, 1e-3, **kw).steps) == 3
+    with torch.no_grad():
+        next(iter(t.adapters.values())).A.fill_(float("inf"))
+    path.write_bytes(good)
+    g = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        bad = bytearray(good)
+        place = int(torch.randint(len(good), (1,), generator=g))
+        bad[place] ^= 1 << int(torch.randint(8, (1,), generator=g))
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"checksum|no checkpoint"):
+            hra.fit(tuned(), [batch()], 3, 1e-3, **kw)
+    path.write_bytes(good)
+    t = tuned()
+    opt = torch.optim.AdamW(t.param_groups(1.0))
+    keeper = hra.train.Checkpoint(
+        path, {}, t, opt, torch.amp.GradScaler("cpu"), hra.Log()
+    )
+    next(iter(t.adapters.values())).A.data[0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="left as it was"):
+        keeper.save()
+    assert path.read_bytes() == good
+    with pytest.raises(ValueError, match="does not exist; make it first"):
+        hra.fit(tuned(), [batch()], 3, checkpoint=tmp_path / "no" / "c", progress=False)
+
+
+def test_names_modes_and_links_of_files(tmp_path):
+    compiled = torch.compile(gpt2())
+    tuned = hra.attach(compiled, hra.LoRA, targets="c_attn", r=2)
+    assert not any("_orig_mod" in s for s in tuned.adapters)
+    old = os.umask(0o022)
+    try:
+        tuned.save(tmp_path / "a")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o644
+    (tmp_path / "a").chmod(0o640)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    tuned.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    hra.load(gpt2(), tmp_path / "link")
+
+
+@pytest.mark.parametrize("method", [hra.VeRA, hra.NOLA, hra.PRANC])
+def test_seeded_bases_do_not_depend_on_the_default_dtype(method, tmp_path):
+    tuned, x = shaken(gpt2(), method), batch()
+    y = tuned(**x).logits
+    tuned.save(tmp_path / "v")
+    model = gpt2()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(hra.load(model, tmp_path / "v").model(**x).logits, y)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class Mine(hra.Adapter):
+    def __init__(self, base, r=4, *, seed=0, site=""):
+        super().__init__(base, seed=seed, site=site)
+        self.A, self.B = (
+            self.new_parameter(r, self.d_in),
+            self.new_parameter(self.d_out, r),
+        )
+        with torch.no_grad():
+            self.A.normal_(generator=self.generator("A"))
+
+    def delta_weight(self):
+        return self.B @ self.A
+
+
+def test_a_class_of_ones_own_is_saved_loaded_and_billed(tmp_path):
+    tuned, x = shaken(gpt2(), Mine, r=3), batch()
+    tuned.save(tmp_path / "m")
+    with pytest.raises(hra.io.AdapterFileError, match=r"method=Mine"):
+        hra.load(gpt2(), tmp_path / "m")
+    again = hra.load(gpt2(), tmp_path / "m", method=Mine)
+    assert torch.equal(again.model(**x).logits, tuned(**x).logits)
+    assert hra.memory.measure(again, x).trained.numbers == again.num_trainable
+    with pytest.raises(ValueError, match="states no law"):
+        hra.memory.cost(Mine, 8, 8, 4)
+
+
+def test_pranc_in_any_order_of_sites_and_in_transformers_files(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+        def forward(self, x):
+            return self.down(self.up(x))
+
+    x = torch.randn(3, 6)
+    tuned = shaken(Net(), hra.PRANC, targets="", m=5)
+    y = tuned(x)
+    tuned.save(tmp_path / "p")
+    assert torch.equal(hra.load(Net(), tmp_path / "p").model(x), y)
+    model = gpt2()
+    shaken(model, hra.PRANC, m=5)
+    model.save_pretrained(tmp_path / "folder")
+
+
+# ---- K5: numbers and dtypes ----------------------------------------------------------
+
+EVERY = {**LAYERS, **{m.__name__: (m, h) for m, (h, _) in WHOLE.items()}}
+
+
+@pytest.mark.parametrize("name", list(EVERY))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fit_lowers_the_loss_of_a_half_precision_model(name, dtype):
+    method, hyper = EVERY[name]
+    model = hra.zoo.gpt2("random").to(dtype).eval()
+    targets = TARGETS if issubclass(method, hra.Adapter) else ""
+    tuned = hra.attach(model, method, targets=targets, **hyper)
+    wide = {p.dtype for g in tuned.param_groups(1.0) for p in g["params"]}
+    assert wide == {torch.float32}
+    with torch.no_grad():
+        before = model(**batch()).loss.item()
+    log = hra.fit(tuned, [batch()], 25, 2e-2, progress=False)
+    with torch.no_grad():
+        after = model.eval()(**batch()).loss.item()
+    assert after < before, log
+
+
+@pytest.mark.parametrize("name", ["LoRA", "DoRA", "SHiRA", "VeRA"])
+def test_fit_under_autocast_moves(name):
+    method, hyper = EVERY[name]
+    tuned = hra.attach(hra.zoo.gpt2("random"), method, targets=TARGETS, **hyper)
+    with torch.autocast("cpu", torch.bfloat16):
+        log = hra.fit(tuned, [batch()], 30, 2e-2, progress=False)
+        assert torch.is_autocast_cache_enabled()
+    assert log.losses[-1] < 0.98 * log.losses[0]
+
+
+def test_dora_over_a_row_of_zeros_stays_zero_there():
+    layer = nn.Linear(6, 4).double()
+    with torch.no_grad():
+        layer.weight[2] = 0
+    for detach_norm in (True, False):
+        dora = hra.DoRA(copy.deepcopy(layer), r=2, detach_norm=detach_norm)
+        x = torch.randn(5, 6, dtype=torch.float64)
+        opt = torch.optim.AdamW(dora.param_groups(0.05))
+        for _ in range(3):
+            dora(x).square().sum().backward()
+            assert all(torch.isfinite(p.grad).all() for p in (dora.A, dora.B, dora.m))
+            opt.step()
+            opt.zero_grad()
+        assert torch.isfinite(dora(x)).all()
+        assert not (dora.W0 + dora.delta_weight())[2].any()
+
+
+def test_second_derivatives_and_transforms_say_so():
+    layer = hra.SHiRA(nn.Linear(6, 4).double(), density=0.5)
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    (g,) = torch.autograd.grad(layer(x).square().sum(), layer.values, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(layer)(x[None])
