@@ -99,6 +99,28 @@ def test_each_fault_is_found_alone(page, fault):
     assert len(found) == 1 and found[0].startswith(fault)
 
 
+@pytest.mark.parametrize(
+    ("says", "fault"),
+    [
+        ("`it says ${d}. It gets ${d} of 100`, d", None),
+        ("`it says ${d}. Counting`, d", "the model in the page does not answer"),
+        ("'it says 7. It gets 9 of 100', 7", "the model in the page says the same"),
+    ],
+)
+def test_a_model_in_the_page_is_asked_by_keyboard(page, says, fault):
+    page.set_content(
+        "<div class=hra-draw><button>3</button><button>8</button><p role=status></p>"
+        "<svg></svg></div><script>{ const show = (text, p) => { "
+        "document.querySelector('p').textContent = text; document.querySelector('svg')"
+        ".setAttribute('aria-label', `Probabilities ${p}`); };"
+        "for (const b of document.querySelectorAll('button')) b.onclick = () => { "
+        f"const d = b.textContent; show({says}); }}; }}</script>"
+    )
+    found = []
+    site.check_drawing(page, page.locator(".hra-draw"), found.append, 300)
+    assert len(found) == bool(fault) and all(f.startswith(fault) for f in found)
+
+
 def test_the_number_is_that_of_the_file(page):
     found = findings(page, THEOREM.format("Theorem 8.2 "), "notebooks/09_title.html")
     assert found == ["a chapter without its number", "a theorem without its number"]

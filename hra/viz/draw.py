@@ -100,8 +100,8 @@ class DrawDigit(StaticWidget):
             "caption",
             "Draw with mouse, pen or finger, or take a digit that nobody trained on. "
             "At α = 0 the pretrained model answers, at α = 1 the adapted one. Watch "
-            "the plain digits too: what an adapter is paid with. One digit is one "
-            "point of 100; differences under ten say little.",
+            "the plain digits too: they are the price. One digit is one point of "
+            "100; differences under ten say little.",
         )
         kwargs.setdefault("title", "Draw a digit, slide the adapter")
         kwargs.setdefault(
