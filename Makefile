@@ -7,7 +7,7 @@ export PYTHONHASHSEED = 0
 export TOKENIZERS_PARALLELISM = false
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: book test notebooks experiments bench clean serve lint unit nbval site
+.PHONY: attack book test notebooks experiments bench clean serve lint unit nbval site
 
 .venv/.stamp: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -26,6 +26,9 @@ lint: .venv/.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python tools/notebooks.py check
+
+attack: .venv/.stamp
+	$(BIN)/python tools/attack.py
 
 unit: .venv/.stamp
 	$(BIN)/python -m pytest

@@ -338,7 +338,7 @@ def load(
         return _attach(model, cls, sites, file.meta["hyper"], full, parts)
     except io.AdapterFileError:
         raise
-    except (TypeError, ValueError) as e:
+    except Exception as e:  # whatever its hyperparameters lead to
         raise file.refuse(f": {e}") from None
 
 
@@ -364,7 +364,7 @@ def built(
                 adapters, also = _build(root, cls, sites, hyper, full, fill)
             except io.AdapterFileError:
                 raise
-            except (TypeError, ValueError) as e:
+            except Exception as e:
                 raise file.refuse(f": {e}") from None
         result = use(cls, adapters | also)
         undo()
@@ -414,7 +414,11 @@ def _expected(
                 f"{tuple(own_shape)} in this model."
             )
         hyper = meta["hyper"] | meta["own"].get(site, {})
-        _check_schema(file, site, method.schema(tuple(shape), hyper))
+        try:
+            schema = method.schema(tuple(shape), hyper)
+        except (TypeError, ValueError) as e:
+            raise file.refuse(f": {e}") from None
+        _check_schema(file, site, schema)
     sites = {n: m for n, m in every.items() if n in meta["sites"]}
     try:
         if not whole_model:

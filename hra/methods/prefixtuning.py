@@ -65,6 +65,12 @@ class PrefixTuning(WholeModel):
         flat = torch.tanh(self.vectors @ self.W1.T) @ self.W2.T
         return flat.view(self.n, self.layers, 2, self.heads, -1).permute(1, 2, 3, 0, 4)
 
+    @classmethod
+    def schema(cls, shape: tuple[int, ...], hyper: dict[str, Any]) -> dict[str, Any]:
+        if hyper["hidden"] is not None:
+            raise ValueError("a file holds the prefix, not the MLP that made it.")
+        return super().schema(shape, hyper)
+
     def packed(self, hyper: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a file holds: P, without the MLP that made it."""
         return {"prefix": self.P().detach()}, hyper | {"hidden": None}
