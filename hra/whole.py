@@ -35,8 +35,30 @@ class WholeModel(Method):
             )
         self.training = base.training
         config: Any = base.config
-        self.layers, self.heads = config.num_hidden_layers, config.num_attention_heads
-        self.width, self.context = config.hidden_size, config.max_position_embeddings
+        name = type(base).__name__
+        if getattr(config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"{name} has an encoder and a decoder; {type(self).__name__} is for "
+                "models that read one text, such as GPT2LMHeadModel."
+            )
+        if getattr(config, "max_position_embeddings", None) is None:
+            raise ValueError(
+                f"{name} does not say how long its context is (its configuration has "
+                f"no max_position_embeddings): {type(self).__name__} needs to know."
+            )
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise ValueError(
+                f"{name} has layers that see a window of the text only; what "
+                f"{type(self).__name__} puts before the text would leave it."
+            )
+        self.layers, self.context = (
+            config.num_hidden_layers,
+            config.max_position_embeddings,
+        )
+        heads = config.num_attention_heads
+        # grouped queries share keys; a head need not be as wide as its share of d
+        self.heads = getattr(config, "num_key_value_heads", None) or heads
+        self.head = getattr(config, "head_dim", None) or config.hidden_size // heads
         base.requires_grad_(False)
 
     @classmethod
@@ -111,11 +133,16 @@ class WholeModel(Method):
 
     # ---- what the hooks share ------------------------------------------------------
     def inputs(
-        self, args: tuple, kwargs: dict[str, Any]
+        self, args: tuple, kwargs: dict[str, Any], n: int
     ) -> tuple[dict[str, Any], int, int, int]:
-        """(keyword arguments, rows, tokens, tokens already in the cache, the adapter's
-        own included).
+        """(keyword arguments, rows, tokens, tokens in the cache), with positions for
+        every token of the text and a mask that lets it see `n` more before the text.
+
+        Positions follow the mask where there is one: a padded row is then what it is
+        without its padding. Raises TypeError or ValueError for what cannot be right.
         """
+        from transformers import DynamicCache
+
         kwargs = dict(kwargs)
         if args:
             if len(args) > 1 or "input_ids" in kwargs:
@@ -124,28 +151,45 @@ class WholeModel(Method):
                     "the rest by keyword."
                 )
             kwargs["input_ids"] = args[0]
-        x = (
-            kwargs.get("inputs_embeds")
-            if kwargs.get("input_ids") is None
-            else kwargs["input_ids"]
-        )
+        x = kwargs.get("input_ids")
+        x = kwargs.get("inputs_embeds") if x is None else x
         if x is None:
             raise ValueError(
                 "the model was called without input_ids and without inputs_embeds."
             )
+        if kwargs.get("return_dict") is False:
+            raise ValueError("return_dict=False: take the output's fields by name.")
         cache = kwargs.get("past_key_values")
-        return (
-            kwargs,
-            x.shape[0],
-            x.shape[1],
+        if cache is not None and type(cache) is not DynamicCache:
+            raise TypeError(
+                f"past_key_values is a {type(cache).__name__}; {type(self).__name__} "
+                "needs a DynamicCache, which can grow."
+            )
+        (rows, tokens), seen = (
+            x.shape[:2],
             0 if cache is None else cache.get_seq_length(),
         )
-
-    @staticmethod
-    def widen_mask(kwargs: dict[str, Any], extra: int) -> None:
-        """Let every token see `extra` positions before the text."""
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            kwargs["attention_mask"] = torch.cat(
-                [mask.new_ones(len(mask), extra), mask], 1
+        text = max(0, seen - n)
+        mask, at = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        # generate() counts what is in the cache to know which tokens are new
+        whole = at.max() + 1 if mask is None and at is not None and seen else None
+        whole = mask.shape[-1] if mask is not None and mask.ndim == 2 else whole
+        if whole is not None and whole != text + tokens:
+            raise ValueError(
+                f"the call is for {int(whole)} tokens, and there are {text} in the "
+                f"cache and {tokens} new ones. The cache of an earlier generate() "
+                "holds more than its text: begin a second turn without it."
             )
+        if mask is not None:
+            if mask.ndim != 2:
+                raise ValueError(
+                    f"attention_mask has {mask.ndim} dimensions; "
+                    f"{type(self).__name__} widens a mask of (rows, tokens)."
+                )
+            kwargs["attention_mask"] = torch.cat([mask.new_ones(rows, n), mask], 1)
+        if at is None:
+            at = torch.arange(text, text + tokens, device=x.device)[None]
+            if mask is not None:
+                at = (mask.long().cumsum(1) - 1).clamp_min(0)[:, -tokens:]
+            kwargs["position_ids"] = at
+        return kwargs, rows, tokens, seen

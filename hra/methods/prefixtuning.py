@@ -43,7 +43,8 @@ class PrefixTuning(WholeModel):
         super().__init__(base, seed=seed, site=site)
         self.n = self.check_length(n, "prefix")
         self.hidden = None if hidden is None else check_count("hidden", hidden)
-        g, heads, d = self.generator("prefix"), self.heads, self.width
+        g, heads = self.generator("prefix"), self.heads
+        d = base.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
         like = next(base.parameters())
 
         def drawn(*shape: int, std: float) -> nn.Parameter:
@@ -52,11 +53,11 @@ class PrefixTuning(WholeModel):
             return nn.Parameter(draw.to(like.device, wide))
 
         if hidden is None:
-            self.prefix = drawn(self.layers, 2, heads, n, d // heads, std=0.02)
+            self.prefix = drawn(self.layers, 2, heads, n, self.head, std=0.02)
         else:
             self.vectors = drawn(n, d, std=1.0)
             self.W1 = drawn(hidden, d, std=d**-0.5)
-            self.W2 = drawn(2 * self.layers * d, hidden, std=0.02)
+            self.W2 = drawn(2 * self.layers * heads * self.head, hidden, std=0.02)
 
     def P(self) -> Float[Tensor, "layers 2 heads n d_head"]:
         """The keys and values of the prefix."""
@@ -80,15 +81,16 @@ class PrefixTuning(WholeModel):
     ) -> tuple[tuple, dict[str, Any]]:
         from transformers import DynamicCache
 
-        kwargs, rows, tokens, seen = self.inputs(args, kwargs)
-        self.widen_mask(kwargs, self.n)
+        kwargs, rows, _, seen = self.inputs(args, kwargs, self.n)
+        if model.training and getattr(model, "is_gradient_checkpointing", False):
+            raise ValueError(
+                "gradient checkpointing drops the key/value cache, in which the prefix "
+                "lives: turn it off (model.gradient_checkpointing_disable())."
+            )
         if not seen:
-            cache = kwargs.get("past_key_values") or DynamicCache(config=model.config)
+            cache = kwargs.get("past_key_values")
+            cache = DynamicCache(config=model.config) if cache is None else cache
             for i, (k, v) in enumerate(self.P().to(model.dtype)):
                 cache.update(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1), i)
-            kwargs["past_key_values"], seen = cache, self.n
-        text = seen - self.n
-        kwargs["position_ids"] = torch.arange(
-            text, text + tokens, device=self.like.device
-        )[None]
+            kwargs["past_key_values"] = cache
         return (), kwargs

@@ -47,7 +47,7 @@ class PromptTuning(WholeModel):
         if init == "vocab":
             P = E.detach()[torch.randint(len(E), (n,), generator=g)]
         else:
-            P = torch.empty(n, self.width, dtype=torch.float32)
+            P = torch.empty(n, E.shape[1], dtype=torch.float32)
             P.normal_(0, 0.02, generator=g)
         wide = torch.promote_types(E.dtype, WIDE)
         self.P = nn.Parameter(P.to(E.device, wide, copy=True))
@@ -55,31 +55,32 @@ class PromptTuning(WholeModel):
     def before(
         self, model: Any, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
-        kwargs, rows, tokens, seen = self.inputs(args, kwargs)
-        self.widen_mask(kwargs, self.n)
+        kwargs, rows, tokens, seen = self.inputs(args, kwargs, self.n)
         if seen + tokens + (0 if seen else self.n) > self.context:
             raise ValueError(
                 f"a prompt of n={self.n} and a text of "
                 f"{tokens + max(0, seen - self.n)} tokens do not fit in the "
                 f"model's context of {self.context}: shorten one of them."
             )
+        if kwargs.get("token_type_ids") is not None:
+            raise ValueError(
+                "token_type_ids say nothing of the prompt: leave them out."
+            )
+        at = kwargs["position_ids"] + self.n
         if not seen:
             x = kwargs.pop("input_ids", None)
             if x is not None:
                 kwargs["inputs_embeds"] = model.get_input_embeddings()(x)
             x = kwargs["inputs_embeds"]
-            kwargs["inputs_embeds"] = torch.cat(
-                [self.P.expand(rows, -1, -1).to(x.dtype), x], 1
-            )
+            P = self.P.expand(rows, -1, -1).to(x.dtype)
+            kwargs["inputs_embeds"] = torch.cat([P, x], 1)
             labels = kwargs.get("labels")
             if labels is not None:
-                kwargs["labels"] = torch.cat(
-                    [labels.new_full((rows, self.n), -100), labels], 1
-                )
-            tokens += self.n
-        kwargs["position_ids"] = torch.arange(
-            seen, seen + tokens, device=self.like.device
-        )[None]
+                none = labels.new_full((rows, self.n), -100)
+                kwargs["labels"] = torch.cat([none, labels], 1)
+            before = torch.arange(self.n, device=at.device).expand(len(at), -1)
+            at = torch.cat([before, at], 1)
+        kwargs["position_ids"] = at
         return (), kwargs
 
     def after(
