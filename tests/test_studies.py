@@ -225,6 +225,23 @@ def test_every_studys_record_is_complete(name):
         assert {r["seed"] for r in best} == {*own.seeds}, c
 
 
+def test_runs_that_two_records_hold_agree():
+    held = {}
+    for name in STUDIES:
+        for r in studies.record(name)["runs"].values():
+            if r.get("targets", r"c_attn|c_proj|c_fc") != r"c_attn|c_proj|c_fc":
+                continue  # lora_moby's other places
+            rank = f" r={r['hyper']['r']}" if r.get("hyper") else ""
+            setting = r.get("setting") or r["method"] + rank + r.get("kind", "")
+            key = setting, r["lr"], r["seed"], r["part"]
+            held.setdefault(key, {})[name] = r.get("bits"), r["trained"]
+    twice = {k: v for k, v in held.items() if len(v) > 1}
+    assert len(twice) >= 30
+    for key, by_name in twice.items():
+        bits, trained = zip(*by_name.values(), strict=True)
+        assert max(bits) - min(bits) < 0.005 and len(set(trained)) == 1, (key, by_name)
+
+
 def test_a_study_does_again_what_it_has_recorded():
     """Two steps of a run of the record, here: the losses of the same seed agree."""
     from hra.studies import moby
