@@ -78,7 +78,7 @@ class KneserNey:
         )
 
 
-def xz_bits(train: str, test: str) -> float:
+def xz_bits(train: str, test: str) -> int:
     """Bits that `test` adds to an xz file of `train`."""
     size = [
         len(lzma.compress(t.encode(), preset=9 | lzma.PRESET_EXTREME))
