@@ -1,4 +1,4 @@
-"""A smoke run of what made the small models, and of the rules they are compared with."""
+"""A smoke run of what made the small models, and of the rules beside them."""
 
 import json
 
