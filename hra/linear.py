@@ -5,7 +5,6 @@
 import copy
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -145,25 +144,14 @@ def on_gradient(x: Tensor, y: Tensor, see: Callable[[Tensor], None]) -> None:
     to y, when the backward pass reaches y. x is kept until then.
     """
     rows = x.detach().reshape(-1, x.shape[-1])
-    if _kept_by_hooks is not None:
-        _kept_by_hooks.append(rows)
+    if kept_by_hooks is not None:
+        kept_by_hooks.append(rows)
     y.register_hook(lambda g: see(g.reshape(-1, g.shape[-1]).T @ rows.to(g.dtype)))
 
 
-_kept_by_hooks: list[Tensor] | None = None
-
-
-@contextmanager
-def kept_by_hooks() -> Iterator[list[Tensor]]:
-    """The inputs that `on_gradient` keeps inside, for the bill: no hook of autograd's
-    sees them.
-    """
-    global _kept_by_hooks
-    before, _kept_by_hooks = _kept_by_hooks, []
-    try:
-        yield _kept_by_hooks
-    finally:
-        _kept_by_hooks = before
+# where a list stands here, `on_gradient` notes the inputs that it keeps: no hook of
+# autograd's sees them, and the bill counts them (hra.memory)
+kept_by_hooks: list[Tensor] | None = None
 
 
 def linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

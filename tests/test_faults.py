@@ -14,7 +14,7 @@ import torch.nn.utils.prune
 from torch import nn
 
 import hra
-from hra import linear, sparse
+from hra import linear, memory, sparse
 from hra.adapter import Method
 from tests.test_before_lora import WHOLE
 from tests.test_every_adapter import CASES
@@ -245,6 +245,8 @@ def test_interrupted_detach_and_merge_leave_all_or_nothing(name, hyper):
         assert interrupts(action, check) > 10
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above: `with open`
 @pytest.mark.parametrize("kinds", [("SHiRA", "SHiRA"), ("LoRA", "SHiRA")])
 def test_switch_interrupted_anywhere_can_be_taken_off(kinds, tmp_path):
     model = Small().eval()
@@ -649,3 +651,31 @@ def test_second_derivatives_and_transforms_say_so():
         g.sum().backward()
     with pytest.raises(RuntimeError):
         torch.func.vmap(layer)(x[None])
+
+
+@pytest.mark.parametrize("name", ["LoRA", "Watching"])
+def test_interrupted_measuring_changes_nothing(name):
+    class Watching(hra.LoRA):
+        def observe(self, G):
+            pass
+
+    model = Small().eval()
+    tuned = hra.attach(model, Watching if name == "Watching" else hra.LoRA, r=2)
+    x = torch.ones(2, 6)
+    model(x).loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters()}
+    copies = {n: g if g is None else g.clone() for n, g in grads.items()}
+    before, seed = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+
+    def check():
+        assert same(model.state_dict(), before) and torch.equal(
+            torch.get_rng_state(), seed
+        )
+        assert not any(m.training for m in model.modules())
+        for n, p in model.named_parameters():
+            assert p.grad is grads[n]
+            assert p.grad is None or torch.equal(p.grad, copies[n])
+        assert linear.kept_by_hooks is None
+        assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+    assert interrupts(lambda: memory.measure(tuned, {"x": x}), check) > 20

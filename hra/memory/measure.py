@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hra import linear
+from hra.checks import or_undo
 from hra.memory.bill import Amount, Bill
 
 
@@ -46,50 +48,62 @@ def saved(run: Callable[[], Any], model: nn.Module) -> tuple[Any, list[Tensor]]:
                 kept.append(part)
         return t
 
-    with (
-        linear.kept_by_hooks() as observed,
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-    ):
+    before = linear.kept_by_hooks
+    observed: list[Tensor] = []
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    entered = ExitStack()
+
+    def undo() -> None:
+        linear.kept_by_hooks = before
+        entered.close()
+
+    def work() -> Any:
+        linear.kept_by_hooks = observed
+        entered.enter_context(hooks)
         out = run()
+        undo()
+        return out
+
+    out = or_undo(work, undo)
     for x in observed:  # for a method that observes its gradient
         pack(x)
     return out, kept
 
 
-class _AsItWas:
-    """Context: whatever happens inside, the model's gradients, modes and buffers, the
-    inputs' gradients and the random state are afterwards what they were.
+def undoing(model: nn.Module, batch: Mapping[str, Any]) -> Callable[[], None]:
+    """What makes the model's gradients, modes and buffers, the inputs' gradients and
+    the random state what they are now, however often it is called.
     """
-
-    def __init__(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
-        tensors = [t for t in batch.values() if isinstance(t, Tensor)]
-        leaves = [*model.parameters(), *(t for t in tensors if t.is_leaf)]
-        self.grads = [(t, t.grad) for t in leaves]
-        self.modes = [(m, m.training) for m in model.modules()]
-        self.buffers = [
-            (m, name, b, b.clone())
-            for m in model.modules()
-            for name, b in m._buffers.items()
-            if b is not None
-        ]
-        devices = {t.device.index for t in model.parameters() if t.is_cuda}
-        self.rng = torch.random.fork_rng(devices=sorted(devices))
-
-    def __enter__(self) -> _AsItWas:
-        self.rng.__enter__()
-        return self
+    tensors = [t for t in batch.values() if isinstance(t, Tensor)]
+    leaves = [*model.parameters(), *(t for t in tensors if t.is_leaf)]
+    grads = [(t, t.grad) for t in leaves]
+    modes = [(m, m.training) for m in model.modules()]
+    buffers = [
+        (m, name, b, b.clone())
+        for m in model.modules()
+        for name, b in m._buffers.items()
+        if b is not None
+    ]
+    devices = {t.device for t in model.parameters() if t.is_cuda}
+    seeds = {d: torch.cuda.get_rng_state(d) for d in devices}
+    seed = torch.get_rng_state()
 
     @torch.no_grad()
-    def __exit__(self, *error: Any) -> None:
-        self.rng.__exit__(*error)
-        for t, grad in self.grads:
+    def undo() -> None:
+        torch.set_rng_state(seed)
+        for device, on_device in seeds.items():
+            torch.cuda.set_rng_state(on_device, device)
+        for t, grad in grads:
             t.grad = grad
-        for module, training in self.modes:
+        for module, training in modes:
             module.training = training
-        for module, name, buffer, value in self.buffers:
+        for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
             if not buffer.is_meta and not torch.equal(buffer, value):
                 buffer.copy_(value)
+
+    return undo
 
 
 def measure(
@@ -117,10 +131,13 @@ def measure(
         raise ValueError(
             "nothing of this model trains: attach a method first, or set requires_grad."
         )
-    with _AsItWas(model, batch) as before:
+    undo = undoing(model, batch)
+
+    def step() -> tuple[Amount, Amount, Amount]:
         model.train()
-        for t, _ in before.grads:  # backward would add to the tensor that is there
-            t.grad = None
+        for t in (*model.parameters(), *batch.values()):
+            if isinstance(t, Tensor) and t.is_leaf:
+                t.grad = None  # backward would add to the tensor that is there
         out, kept = saved(lambda: model(**batch), model)
         loss = out.sum() if isinstance(out, Tensor) else getattr(out, "loss", None)
         if not isinstance(loss, Tensor):
@@ -132,9 +149,13 @@ def measure(
         loss.backward()
         gradients = amount(p.grad for p in params if p.grad is not None)
         moments = amount(state(params, optimizer))
+        undo()
+        return gradients, moments, activations
+
+    parts = or_undo(step, undo)
     ids = {id(p) for p in params}
     rest = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in ids]
-    return Bill(amount(rest), amount(params), gradients, moments, activations)
+    return Bill(amount(rest), amount(params), *parts)
 
 
 def state(
