@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -49,14 +51,32 @@ class Also(Method):
             n for n in names if not any(n.startswith(f"{other}.") for other in names)
         ]
         found = {n: named[n] for n in outer}
-        inside = {id(p) for m in found.values() for p in m.parameters()}
-        for name, p in model.named_parameters(remove_duplicate=False):
-            if id(p) in inside and not any(name.startswith(f"{n}.") for n in found):
-                raise ValueError(
-                    f"also={targets!r} reaches a tied tensor: the model holds {name} "
-                    "too, which would not train along. Name both, or neither."
-                )
         return found
+
+    @staticmethod
+    def check_places(
+        model: nn.Module, found: dict[str, nn.Module], sites: Iterable[str]
+    ) -> None:
+        """Raise ValueError where a module meets another one or an adapter's site, or
+        where one of its parameters is held outside of it too.
+        """
+        for name, module in found.items():
+            both = [s for s in (*sites, *found) if s != name and meets(s, [name])]
+            if both or name in sites:
+                raise ValueError(
+                    f"also: {name} meets {both[0] if both else name}, which has an "
+                    "adapter or trains in full already: choose one of the two."
+                )
+            for p in module.parameters():
+                others = [
+                    n for n in linear.owners(model, p) if not n.startswith(f"{name}.")
+                ]
+                if others:
+                    raise ValueError(
+                        f"also: {name} holds a tied tensor: the model holds it as "
+                        f"{others[0]} too, which would not train along. Untie the two, "
+                        "or leave it out."
+                    )
 
     def _parameters_now(self) -> dict[str, Tensor]:
         base = dict(self.base.named_parameters())
@@ -90,11 +110,11 @@ class Also(Method):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        """The module itself, holding what was trained."""
-        new = dict(self._parameters_now())
-        for n, p in self.base.named_parameters():
+        """A copy of the module that holds what was trained."""
+        module, new = copy.deepcopy(self.base), self._parameters_now()
+        for n, p in module.named_parameters():
             p.copy_(new[n])
-        return self.base
+        return module
 
     def own_tensors(self) -> dict[str, Tensor]:
         own = dict(zip(self.names, self.trained, strict=True))
@@ -106,3 +126,15 @@ class Also(Method):
     @torch.no_grad()
     def changes(self) -> dict[str, tuple[Tensor | None, Tensor]]:
         return {n: (None, p) for n, p in self._parameters_now().items()}
+
+
+def meets(name: str, others: Iterable[str], inside: bool = False) -> bool:
+    """Whether the module `name` is one of `others` or lies in one, or, unless `inside`
+    is asked for, holds one.
+    """
+    return any(
+        name == n
+        or name.startswith(f"{n}.")
+        or (not inside and n.startswith(f"{name}."))
+        for n in others
+    )

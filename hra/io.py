@@ -298,8 +298,11 @@ def _metadata(raw: dict[str, str], refuse: Any) -> dict[str, Any]:
             for site, own in meta["own"].items()
         ):
             raise ValueError("own is not of its sites")
-        if not all(isinstance(name, str) for name in meta["also"]):
+        also = meta["also"]
+        if not all(isinstance(name, str) for name in also):
             raise ValueError("also holds no names")
+        if len(set(also)) < len(also):
+            raise ValueError("also holds a name twice")
     except (KeyError, ValueError, TypeError, RecursionError) as e:
         raise refuse(f"{unparsed}{e}.") from None
     return meta

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hra import __version__, io, linear
 from hra.adapter import Adapter, Method
-from hra.also import Also
+from hra.also import Also, meets
 from hra.checks import or_undo
 from hra.entries import Entries
 from hra.methods import METHODS
@@ -307,11 +307,14 @@ def attach(
     refuse_adapted(root)
     full = Also.sites(root, also) if also else {}
     found = method.sites(root, targets)
-    both = [s for s in found if any(_within(s, n) or _within(n, s) for n in full)]
-    if both and not targets:
-        found = {s: m for s, m in found.items() if s not in both}
-    elif both and "" not in found:
-        raise ValueError(f"{both[0]} is both a target and in also={also!r}: choose.")
+    if not targets:
+        found = {s: m for s, m in found.items() if not meets(s, full)}
+        if not found:
+            raise ValueError(
+                f"also={also!r} takes in every layer: none is left for "
+                f"{method.__name__}."
+            )
+    Also.check_places(root, full, found)
     return _attach(model, method, found, hyper, full)
 
 
@@ -424,6 +427,7 @@ def _expected(
         if not whole_model:
             linear.check_places(root, sites, method.__name__ if method.no_delta else "")
         also = {n: root.get_submodule(n) for n in meta["also"]}
+        Also.check_places(root, also, sites)
     except (AttributeError, TypeError, ValueError) as e:
         raise file.refuse(f" is for another base: {e}") from None
     for n, m in also.items():
@@ -630,10 +634,6 @@ def refuse_adapted(model: nn.Module) -> None:
         )
 
 
-def _within(name: str, outer: str) -> bool:
-    return name == outer or name.startswith(f"{outer}.")
-
-
 def _running_statistics(
     root: nn.Module, also: dict[str, Any]
 ) -> list[tuple[nn.Module, str, Tensor]]:
@@ -641,7 +641,7 @@ def _running_statistics(
     return [
         (m, n, b.detach().clone())
         for name, m in root.named_modules()
-        if is_statistical(m) and not any(_within(name, outer) for outer in also)
+        if is_statistical(m) and not meets(name, also, inside=True)
         for n, b in m.named_buffers(recurse=False)
     ]
 

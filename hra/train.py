@@ -296,8 +296,8 @@ class Checkpoint:
         n = len(MAGIC)
         if not raw.startswith(MAGIC):
             raise ValueError(f"{self.path} is no checkpoint of this hra.")
-        digest, body = raw[n : n + 64], raw[n + 65 :]
-        if hashlib.sha256(body).hexdigest().encode() != digest:
+        digest, body = raw[n : n + 65], raw[n + 65 :]
+        if hashlib.sha256(body).hexdigest().encode() + b"\n" != digest:
             raise ValueError(
                 f"checkpoint {self.path} is damaged: its checksum does not match. "
                 "Delete it to begin anew."

@@ -93,9 +93,10 @@ class WholeModel(Method):
         return n
 
     def base_tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        return {
-            n: p for n, p in model.named_parameters() if not n.startswith(self.NAME)
-        }
+        """All of the model; a module that trains in full names its own tensors."""
+        own = [f"{n}." for n, m in model.named_modules() if isinstance(m, Method)]
+        named = model.named_parameters()
+        return {n: p for n, p in named if not n.startswith(tuple(own))}
 
     def install(self, model: nn.Module) -> None:
         self.release(model)  # installed twice, it would act twice
@@ -107,12 +108,12 @@ class WholeModel(Method):
         for hooks in (model._forward_pre_hooks, model._forward_hooks):
             for key, hook in list(hooks.items()):
                 if getattr(hook, "__self__", None) is self:
-                    del hooks[key]
                     for flags in (
                         model._forward_pre_hooks_with_kwargs,
                         model._forward_hooks_with_kwargs,
                     ):
                         flags.pop(key, None)
+                    del hooks[key]  # last: an interrupted release is done again
         model._modules.pop(self.NAME, None)
 
     def before(

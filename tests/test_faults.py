@@ -3,8 +3,6 @@
 import copy
 import os
 import stat
-import sys
-import threading
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from torch import nn
 
 import hra
 from hra import linear, memory, sparse
-from hra.adapter import Method
+from tests.attacks import Small, attack_lines
 from tests.test_before_lora import WHOLE
 from tests.test_every_adapter import CASES
 
@@ -109,181 +107,6 @@ def test_a_weight_that_is_gathered_anew_before_backward_gives_the_same_gradient(
             sparse.overwrite_(layer.base.weight, layer.position, layer.stash)
         grads.append(torch.autograd.grad(y, [x, layer.values]))
     torch.testing.assert_close(grads[0], grads[1])
-
-
-class Interrupted(BaseException):
-    pass
-
-
-def interrupts(action, check, limit=400):
-    """Run action() with an exception at the n-th line inside hra/, for n = 1, 2, …"""
-    home, done = os.path.dirname(hra.__file__), 0
-
-    def lines(n):
-        left = n
-
-        def trace(frame, event, arg):
-            nonlocal left
-            if not frame.f_code.co_filename.startswith(home):
-                return None
-            if event == "line":
-                left -= 1
-                if left == 0:
-                    raise Interrupted
-            return trace
-
-        return trace
-
-    n, step = 1, 1
-    while True:
-        sys.settrace(lines(n))
-        try:
-            action()
-        except Interrupted:
-            done += 1
-        else:
-            return done
-        finally:
-            sys.settrace(None)
-            check()
-        step = max(1, n // limit)
-        n += step
-
-
-def small():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6), nn.LayerNorm(6))
-
-
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = small()
-
-    def forward(self, x):
-        class Out:
-            loss = self.net(x).square().mean()
-
-        return Out
-
-
-@pytest.fixture
-def guarded():
-    """A model, and a check that it is as it was: bits, flags, modules, hooks, modes."""
-    model = Small().eval()
-    model.net[3].weight.requires_grad_(False)
-    before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
-    flags = [p.requires_grad for p in model.parameters()]
-
-    def check():
-        assert dict(model.named_modules()) == modules
-        assert not any(isinstance(m, Method) for m in model.modules())
-        assert [p.requires_grad for p in model.parameters()] == flags
-        assert same(model.state_dict(), before)
-        assert not any(
-            m._forward_hooks or m._forward_pre_hooks for m in modules.values()
-        )
-        assert not any(m.training for m in modules.values())
-
-    return model, check
-
-
-METHODS = [("LoRA", {"r": 2}), ("SHiRA", {"density": 0.2}), ("PRANC", {"m": 3})]
-
-
-# an interrupt at the exit of `with open` leaves the file to the garbage collector
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize(("name", "hyper"), METHODS)
-def test_interrupted_attach_load_fuse_and_probe_change_nothing(
-    name, hyper, guarded, tmp_path
-):
-    model, check = guarded
-    method, path = hra.METHODS[name], tmp_path / "a"
-    tuned = hra.attach(model, method, also=r"net\.3", **hyper)
-    tuned.save(path)
-    tuned.detach()
-    plain = hra.attach(model, method, **hyper)
-    plain.save(tmp_path / "p")
-    plain.detach()
-    check()
-
-    for action in (
-        lambda: hra.probe(model, [{"x": torch.ones(2, 6)}], progress=False),
-        lambda: undone(hra.load, model, path),
-        lambda: undone(hra.fuse, model, {tmp_path / "p": 0.5}),
-        lambda: undone(hra.attach, model, method, also=r"net\.3", **hyper),
-    ):
-        assert interrupts(action, check) > 20
-
-
-def undone(make, *args, **kwargs):
-    """make(...), and back without the trace."""
-    tuned = make(*args, **kwargs)
-    trace = sys.gettrace()
-    sys.settrace(None)
-    tuned.detach()
-    sys.settrace(trace)
-
-
-@pytest.mark.parametrize(("name", "hyper"), METHODS)
-def test_interrupted_detach_and_merge_leave_all_or_nothing(name, hyper):
-    for back in ("detach", "merge"):
-        model = Small().eval()
-        x = torch.ones(2, 6)
-        tuned = hra.attach(model, hra.METHODS[name], also=r"net\.3", **hyper)
-        want, parts = model.net(x), dict(tuned.parts)
-
-        def action(tuned=tuned, back=back):
-            getattr(tuned, back)()
-
-        def check(model=model, want=want, parts=parts, tuned=tuned, x=x):
-            held = [n for n, m in model.named_modules() if isinstance(m, Method)]
-            assert len(held) in (0, len(parts)) and (len(held) > 0) == bool(tuned.parts)
-            torch.testing.assert_close(model.net(x), want)
-
-        assert interrupts(action, check) > 10
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above: `with open`
-@pytest.mark.parametrize("kinds", [("SHiRA", "SHiRA"), ("LoRA", "SHiRA")])
-def test_switch_interrupted_anywhere_can_be_taken_off(kinds, tmp_path):
-    model = Small().eval()
-    before = copy.deepcopy(model.state_dict())
-    paths = []
-    for i, kind in enumerate(kinds):
-        hyper = {"r": 2} if kind == "LoRA" else {"density": 0.2}
-        tuned = shaken(model, hra.METHODS[kind], targets="", seed=i, **hyper)
-        tuned.save(tmp_path / f"{i}")
-        tuned.detach()
-        paths.append(tmp_path / f"{i}")
-
-    def run():
-        nonlocal switch
-        switch = hra.Switch(model)
-        for k in (0, 1, 0):
-            switch.to(paths[k])
-        switch.off()
-
-    def check():
-        switch.off()
-        assert same(model.state_dict(), before)
-        assert all(p.requires_grad for p in model.parameters())
-
-    switch = hra.Switch(model)
-    assert interrupts(run, check, limit=120) > 100
-    switch = hra.Switch(model)  # two threads take turns
-    threads = [
-        threading.Thread(target=lambda: [switch.to(p) for p in paths * 20])
-        for _ in range(2)
-    ]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    switch.off()
-    assert same(model.state_dict(), before)
 
 
 # ---- K3: what a linear layer is ------------------------------------------------------
@@ -399,10 +222,39 @@ def test_also_trains_saves_counts_and_gives_back(tmp_path):
     with pytest.raises(TypeError, match="trained in full"):
         hra.fuse(gpt2(), {tmp_path / "a": 1.0})
     assert same(tuned.detach().state_dict(), before)
-    with pytest.raises(ValueError, match="tied"):
-        hra.attach(model, hra.LoRA, targets="c_attn", also="lm_head")
+    for tied in ("lm_head", "lm_head|wte"):  # one, or both of two that are one
+        with pytest.raises(ValueError, match="tied"):
+            hra.attach(model, hra.LoRA, targets="c_attn", also=tied)
+    with pytest.raises(ValueError, match=r"h\.0 meets transformer\.h\.0\.attn"):
+        hra.attach(model, hra.LoRA, targets="c_attn", also=r"h\.0")
+    with pytest.raises(ValueError, match="none is left for LoRA"):
+        hra.attach(nn.Sequential(nn.Linear(4, 4)), hra.LoRA, also="0")
     with pytest.raises(ValueError, match="matches no module"):
         hra.attach(model, hra.LoRA, targets="c_attn", also="classifier")
+
+
+@pytest.mark.parametrize("name", ["PrefixTuning", "PromptTuning"])
+def test_also_beside_a_method_of_the_whole_model(name, tmp_path):
+    method, (hyper, _) = getattr(hra, name), WHOLE[getattr(hra, name)]
+    model, x = gpt2(), batch()
+    before = copy.deepcopy(model.state_dict())
+    tuned = shaken(model, method, targets="", also=r"ln_f", **hyper)
+    y = model(**x).logits
+    tuned.save(tmp_path / "w")
+    again = hra.load(gpt2(), tmp_path / "w")
+    assert torch.equal(again.model(**x).logits, y)
+    again.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "w").read_bytes()
+    assert same(tuned.detach().state_dict(), before)
+
+
+def test_merging_a_module_that_trains_in_full_takes_a_copy():
+    model = gpt2()
+    before = copy.deepcopy(model.state_dict())
+    tuned = shaken(model, hra.LoRA, targets="c_attn", also="ln_f", r=2)
+    merged = tuned.also["transformer.ln_f"].merged()  # as merge() calls it first
+    assert not torch.equal(merged.weight, before["transformer.ln_f.weight"])
+    assert same(tuned.detach().state_dict(), before)
 
 
 class Normed(nn.Module):
@@ -678,4 +530,8 @@ def test_interrupted_measuring_changes_nothing(name):
         assert linear.kept_by_hooks is None
         assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
 
-    assert interrupts(lambda: memory.measure(tuned, {"x": x}), check) > 20
+    def task():
+        memory.measure(tuned, {"x": x})
+
+    bad, done = attack_lines(lambda: task, lambda _: check() or "", cases=120)
+    assert bad == [] and done > 100
