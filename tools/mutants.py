@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 MUTANTS = {
     "A starts too large through a transposed layout": (
         "methods/lora.py",
-        "bound = self.d_in**-0.5",
-        "bound = self.r**-0.5",
+        "self.d_in**-0.5, self.generator",
+        "self.r**-0.5, self.generator",
         "tests/test_lora.py",
     ),
     "A and B both start at zero": (
         "methods/lora.py",
-        "self.A.copy_(A)",
+        "self.A.copy_(draw)",
         "self.A.zero_()",
         "tests/test_every_adapter.py",
     ),
@@ -37,8 +37,8 @@ MUTANTS = {
     ),
     "the fast path scales the bias": (
         "methods/lora.py",
-        "return self.base(x) + F",
-        "return self.base(x) * 1.01 + F",
+        "return F.linear(x, self.frozen, self.bias) + F",
+        "return F.linear(x, self.frozen, self.bias) * 1.01 + F",
         "tests/test_every_adapter.py",
     ),
     "dropout also in eval": (
@@ -59,12 +59,6 @@ MUTANTS = {
         "(p + bias) * gamma",
         "tests/test_lora_family.py",
     ),
-    "DoRA's norm forgets the cross term": (
-        "methods/dora.py",
-        "2 * s * (W0 @ A.T) + s * s",
-        "s * s",
-        "tests/test_lora_family.py",
-    ),
     "VeRA draws a pair for each layer": (
         "methods/vera.py",
         "site=name, shared=pair)",
@@ -77,22 +71,10 @@ MUTANTS = {
         "lr",
         "tests/test_lora_family.py",
     ),
-    "LoRA-FA trains A": (
-        "methods/lorafa.py",
-        "self.A.requires_grad_(False)",
-        "self.A.requires_grad_(True)",
-        "tests/test_lora_family.py",
-    ),
     "LoRA-FA's projection forgets the scale": (
         "methods/lorafa.py",
         "g.double() @ inverse / ctx.scale**2",
         "g.double() @ inverse",
-        "tests/test_lora_family.py",
-    ),
-    "NOLA draws other bases in the backward pass": (
-        "bases.py",
-        "draws(ctx.seed, count",
-        "draws(ctx.seed + 1, count",
         "tests/test_lora_family.py",
     ),
     "the bill forgets that dropout keeps a mask": (
@@ -113,12 +95,6 @@ MUTANTS = {
         "wide = {}",
         "tests/test_memory.py",
     ),
-    "measuring adds to the gradients that are there": (
-        "memory/measure.py",
-        "            t.grad = None\n",
-        "            pass\n",
-        "tests/test_memory.py",
-    ),
     "a formula is run": (
         "law.py",
         "return _Parser(formula, values).result()",
@@ -130,12 +106,6 @@ MUTANTS = {
         "if (own[1].shared.includes(k))",
         "if (false)",
         "tests/test_calculator.py",
-    ),
-    "detach leaves SHiRA's values in the layer": (
-        "entries.py",
-        "        self.restore()\n        super().release(model)",
-        "        super().release(model)",
-        "tests/test_shira.py",
     ),
     "two layers share SHiRA's random mask": (
         "methods/shira.py",
@@ -167,13 +137,6 @@ MUTANTS = {
         "index",
         "tests/test_every_adapter.py",
     ),
-    "a switch leaves the adapter before it in place": (
-        "switch.py",
-        "            for flat, position, old, _ in self._files[self.active]:\n"
-        "                self._put(flat, position, old)\n",
-        "",
-        "tests/test_switch.py",
-    ),
     "overlapping masks overwrite each other in a sum": (
         "switch.py",
         "total[torch.searchsorted(index, i)] += values",
@@ -192,22 +155,10 @@ MUTANTS = {
         "return F.linear",
         "tests/test_every_adapter.py",
     ),
-    "a prefix moves the text's positions": (
-        "methods/prefixtuning.py",
-        "text = seen - self.n",
-        "text = seen",
-        "tests/test_before_lora.py",
-    ),
     "a prompt's labels are counted": (
         "methods/prompttuning.py",
         "labels.new_full((rows, self.n), -100)",
         "labels.new_full((rows, self.n), 0)",
-        "tests/test_before_lora.py",
-    ),
-    "hooks stay after detach": (
-        "whole.py",
-        "                    del hooks[key]\n",
-        "",
         "tests/test_before_lora.py",
     ),
     "Conv1D is forgotten": (
@@ -216,41 +167,10 @@ MUTANTS = {
         "return W",
         "tests/test_every_adapter.py",
     ),
-    "Conv1D is no target": (
-        "linear.py",
-        "isinstance(layer, nn.Linear) or is_conv1d(layer)",
-        "isinstance(layer, nn.Linear)",
-        "tests/test_every_adapter.py",
-    ),
-    "the rest of the model trains too": (
-        "model.py",
-        "    model.requires_grad_(False)\n",
-        "",
-        "tests/test_every_adapter.py",
-    ),
     "detach subtracts instead of putting back": (
         "adapter.py",
         "model.set_submodule(self.site, self.base)",
-        "model.set_submodule(self.site, linear.with_weight(self.base, self.W0 + 0.1 - "
-        "0.1))",
-        "tests/test_every_adapter.py",
-    ),
-    "requires_grad is not given back": (
-        "model.py",
-        "p.requires_grad_(self._required_grad.get(name, p.requires_grad))",
-        "p.requires_grad_(True)",
-        "tests/test_every_adapter.py",
-    ),
-    "merge leaves ΔW out": (
-        "adapter.py",
-        "linear.with_weight(self.base, self.W0 + delta)",
-        "linear.with_weight(self.base, self.W0)",
-        "tests/test_every_adapter.py",
-    ),
-    "a tensor hides outside the state dict": (
-        "methods/fullft.py",
-        "self.delta = nn.Parameter(",
-        "self.mask = self.W0 * 1\n        self.delta = nn.Parameter(",
+        "model.set_submodule(self.site, linear.with_weight(self.base, self.W0 + 0.1 - 0.1))",  # noqa: E501
         "tests/test_every_adapter.py",
     ),
     "all layers share one draw": (
@@ -264,43 +184,6 @@ MUTANTS = {
         "{seed}\\0{site}",
         "{site}",
         "tests/test_every_adapter.py",
-    ),
-    "tensors do not follow the base's dtype": (
-        "methods/lora.py",
-        "self.W0.new_empty(r, self.d_in)",
-        "torch.empty(r, self.d_in)",
-        "tests/test_every_adapter.py",
-    ),
-    "a failed attach leaves the model frozen": (
-        "model.py",
-        "            p.requires_grad_(before[name])\n        raise",
-        "            pass\n        raise",
-        "tests/test_model.py",
-    ),
-    "tied weights are adapted": (
-        "model.py",
-        "if len(names) > 1:",
-        "if len(names) > 9:",
-        "tests/test_model.py",
-    ),
-    "the checksum is not compared": (
-        "io.py",
-        'if checksum(tensors, metadata["_raw"]) != metadata["checksum"]:',
-        "if False:",
-        "tests/test_files.py",
-    ),
-    "another base is accepted": (
-        "model.py",
-        "if strict_base and",
-        "if not strict_base and",
-        "tests/test_files.py",
-    ),
-    "the file is written in place": (
-        "io.py",
-        "handle, temporary = tempfile.mkstemp(\n"
-        '        dir=path.parent, prefix=f".{path.name}.", suffix=".part"\n    )',
-        "temporary = path; handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)",
-        "tests/test_files.py",
     ),
     "a study that was killed begins again": (
         "studies/study.py",
