@@ -37,6 +37,7 @@ class Method(nn.Module):
     """
 
     no_delta = ""  # why there is no ΔW, for a method that has none
+    needs_bias = False  # whether it refuses a layer without a bias
     family = ""  # of the literature: gives the method its colour (see `hra.viz`)
     # what a step may be, as far as the bill depends on it: `law` gets the present one
     phases: tuple[str, ...] = ("",)

@@ -154,6 +154,17 @@ def on_gradient(x: Tensor, y: Tensor, see: Callable[[Tensor], None]) -> None:
 kept_by_hooks: list[Tensor] | None = None
 
 
+def new(layout: str, d_in: int, d_out: int, bias: bool = True) -> nn.Module:
+    """A layer that stores its weight as `layout` says: "Linear", or "Conv1D", which
+    always has a bias (it begins at zero).
+    """
+    if layout == "Linear":
+        return nn.Linear(d_in, d_out, bias=bias)
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D(d_out, d_in)
+
+
 def linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, layer) for every linear layer of the model, in the model's order."""
     for name, layer in model.named_modules():

@@ -59,7 +59,9 @@ class Restart(Adapter):
             every // 20 if rewarm is None else check_count("rewarm", rewarm, low=0)
         )
         self.keep_base = check_bool("keep_base", keep_base)
-        self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
+        self.register_buffer(
+            "rounds", torch.zeros((), dtype=torch.int64, device=self.W0.device)
+        )
         if keep_base:
             W = linear.weight(self.base).detach()
             past = W.clone(memory_format=torch.contiguous_format)

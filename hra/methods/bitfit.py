@@ -20,6 +20,7 @@ class BitFit(Adapter):
     """Trains the layer's d_out biases. Raises ValueError for a layer without a bias."""
 
     family = "before LoRA"
+    needs_bias = True
     delta_b: Float[Tensor, " d_out"]
 
     def __init__(self, base: nn.Module, *, seed: int = 0, site: str = "") -> None:
