@@ -21,6 +21,7 @@ _LAZY = (
     "data",
     "memory",
     "studies",
+    "testing",
     "viz",
     "zoo",
 )  # they bring transformers, matplotlib and widgets: only when used

@@ -224,8 +224,8 @@ def constructor_keeps_its_contract(case: Case) -> None:
         "delta_weight is missing: write the paper's ΔW there, (d_out, d_in), or say in "
         "`no_delta` why there is none",
     )
-    given: dict[str, Any] = {"seed": 3}
-    given |= method.plan({"fc": net.fc}, **case.hyper)["fc"]
+    hyper = method.hyperparameters(dict(case.hyper))
+    given = method.plan({"fc": net.fc}, **hyper)["fc"] | {"seed": 3}
     try:
         a = method(net.fc, **given)
     except TypeError as e:
@@ -404,9 +404,8 @@ def draws_depend_on_seed_and_site(case: Case) -> None:
     drawn: dict[tuple[int, str], set[int]] = {}
     for seed in (0, 1):
         sites = linear.sites(case.model()[0], "")
-        for site, given in case.method.plan(
-            sites, **{**case.hyper, "seed": seed}
-        ).items():
+        hyper = case.method.hyperparameters({**case.hyper, "seed": seed})
+        for site, given in case.method.plan(sites, **hyper).items():
             with _Draws() as draws:
                 case.method(sites[site], **given)
             drawn[seed, site] = draws.seeds
@@ -569,7 +568,7 @@ def _why_dead(
 ) -> str:
     def matters(p: Tensor) -> bool:
         before, kept = a(x), p.clone()
-        p += 0.1 * torch.randn(p.shape).to(p)
+        p.add_(torch.randn(p.shape).to(p), alpha=0.1)
         moved = not torch.equal(a(x), before)
         p.copy_(kept)
         return moved
@@ -580,8 +579,8 @@ def _why_dead(
                 f"no gradient reaches {name} of {site}, although the output depends on "
                 "it: .data, .detach() or torch.no_grad() cuts it off"
             )
-    for some in own.values():
-        some += 0.1 * torch.randn(some.shape).to(some)
+    for q in own.values():
+        q.add_(torch.randn(q.shape).to(q), alpha=0.1)
     for name, p in dead.items():
         if not matters(p):
             return f"{name} of {site} trains, but nothing is computed from it"
@@ -829,18 +828,21 @@ def a_restart_leaves_the_map_as_it_was(case: Case) -> None:
         return
     net, x, tuned = case.attached()
     every: Any = tuned.adapters["fc"].every
-    case.train(net, tuned, x, every - 1)
+    for a in tuned.adapters.values():
+        a.begin(every)
     opt = torch.optim.AdamW(tuned.param_groups(0.02))
-    F.mse_loss(net(x), torch.sin(3 * x)).backward()
-    opt.step()
-    y, before = net(x), copy.deepcopy(tuned.state_dict())
-    tuned.after_step(every, opt)
-    case.require_close(
-        net(x),
-        y,
-        "a restart moves the outputs by {off}: what is folded into the layer must "
-        "leave the adapter, and the other way round",
-    )
+    for step in range(1, every + 1):
+        F.mse_loss(net(x), torch.sin(3 * x)).backward()
+        opt.step()
+        opt.zero_grad()
+        y, before = net(x), copy.deepcopy(tuned.state_dict())
+        tuned.after_step(step, opt)
+        case.require_close(
+            net(x),
+            y,
+            "a restart moves the outputs by {off}: what is folded into the layer must "
+            "leave the adapter, and the other way round",
+        )
     case.require(
         not all(torch.equal(t, before[n]) for n, t in tuned.state_dict().items()),
         f"at step {every} there is no restart",
@@ -1096,7 +1098,7 @@ def check_adapter(
     """
     if not (isinstance(method, type) and issubclass(method, Adapter)):
         raise TypeError(f"check_adapter takes a subclass of Adapter, not {method!r}.")
-    if method.whole_model:
+    if getattr(method, "whole_model", False):
         raise TypeError(
             f"{method.__name__} has the model itself as its layer; check_adapter is "
             "for adapters of linear layers."

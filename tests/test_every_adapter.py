@@ -72,3 +72,10 @@ def test_every_adapter(check, name):
     cls, hyper, trained = CASES[name]
     for case in testing.cases(cls, trained, **hyper):
         check(case)
+
+
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c[0] is hra.SHiRA])
+def test_half_precision_trains_in_float32(name):
+    cls, hyper, trained = CASES[name]
+    for case in testing.cases(cls, trained, **hyper):
+        testing.half_precision_trains_in_float32(case)

@@ -161,7 +161,7 @@ class OnTheCPU(Student):
         self.B = nn.Parameter(torch.zeros(self.d_out, r, dtype=self.W0.dtype))
 
 
-@mistake("float32's rounding: is a dtype written out?")
+@mistake("float32's rounding only: is a dtype written out?")
 class DtypeWrittenOut(Student):
     def forward(self, x):
         h = F.linear(F.linear(x.float(), self.A.float()), self.B.float())

@@ -185,6 +185,12 @@ MUTANTS = {
         "{site}",
         "tests/test_every_adapter.py",
     ),
+    "observe is not called": (
+        "adapter.py",
+        "self.register_forward_hook(_show)",
+        "pass",
+        "tests/test_every_adapter.py",
+    ),
     "a study that was killed begins again": (
         "studies/study.py",
         "old = self.record() if self._path().exists() else new",
