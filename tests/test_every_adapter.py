@@ -74,7 +74,7 @@ def test_every_adapter(check, name):
         check(case)
 
 
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c[0] is hra.SHiRA])
+@pytest.mark.parametrize("name", CASES)
 def test_half_precision_trains_in_float32(name):
     cls, hyper, trained = CASES[name]
     for case in testing.cases(cls, trained, **hyper):

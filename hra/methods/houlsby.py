@@ -30,7 +30,6 @@ class Houlsby(Adapter):
     no_delta = (
         "it puts a nonlinear bottleneck behind the layer, which no weight can hold"
     )
-    start_tolerance = 5e-3
     W_d: Float[Tensor, "r d_out"]
     b_d: Float[Tensor, " r"]
     W_u: Float[Tensor, "d_out r"]

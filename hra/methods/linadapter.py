@@ -32,7 +32,6 @@ class LinAdapter(Adapter):
     no_delta = (
         "it puts a nonlinear bottleneck behind the layer, which no weight can hold"
     )
-    start_tolerance = 0.05
     W_d: Float[Tensor, "r d_out"]
     b_d: Float[Tensor, " r"]
     W_u: Float[Tensor, "d_out r"]
