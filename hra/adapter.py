@@ -378,7 +378,7 @@ class Adapter(Method):
 
     def like_base(self, t: Tensor) -> Tensor:
         """`t` in the dtype in which the layer computes: itself, unless that is half."""
-        return t.to(self.base.get_parameter("weight").dtype)
+        return t.to(linear.weight(self.base).dtype)
 
     def check_rank(self, r: Any) -> int:
         """`r` if it is an integer in 1 … min(d_out, d_in)."""

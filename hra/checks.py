@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import torch
+from torch.autograd.function import once_differentiable
 
 T = TypeVar("T")
 
@@ -82,3 +86,26 @@ def or_undo(work: Callable[[], T], undo: Callable[[], Any]) -> T:
             undo()
             raise
         raise
+
+
+def no_second_derivative(backward: Callable[..., T]) -> Callable[..., T]:
+    """For the hand-written backward pass of an autograd function that is not linear in
+    its inputs: create_graph=True is refused at once.
+
+    torch's own `once_differentiable` refuses only where the incoming gradient needs a
+    graph; of a loss that is linear in the output (a gradient penalty) it would leave
+    out a part of the second derivative without a word.
+    """
+    once = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def checked(*args: Any) -> T:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "create_graph=True: this backward pass is once_differentiable, it has "
+                "no second derivative. Use a method that is computed by its "
+                "definition, such as LoRA, or SHiRA with form='delta'."
+            )
+        return once(*args)
+
+    return checked

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from hra import linear, masks, sparse
 from hra.adapter import Adapter
+from hra.checks import no_second_derivative
 from hra.law import Law
 
 # `few` below, as text: 1 if true, else 0
@@ -136,7 +136,13 @@ class Entries(Adapter):
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
     ) -> Float[Tensor, "*tokens {self.d_out}"]:
-        place = self.base.get_parameter("weight"), self.position, self.stash
+        W: Any = self.base.weight
+        if not isinstance(W, nn.Parameter):
+            raise RuntimeError(
+                "the entries are written into the layer's own weight, and a functional "
+                "call gives it another one: use SHiRA with form='delta'."
+            )
+        place = W, self.position, self.stash
         self.overwritten = True  # before the first entry is written
         new = _now(self.stash, self.values, self.alpha)
         sparse.overwrite_(place[0], place[1], new)
@@ -276,7 +282,7 @@ class _Overwritten(torch.autograd.Function):
         return F.linear(x, W, bias)
 
     @staticmethod
-    @once_differentiable
+    @no_second_derivative
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, stored, stash, values, index, columns = ctx.saved_tensors
         some, transposed, alpha, shape, kind = ctx.setting

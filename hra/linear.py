@@ -13,6 +13,7 @@ from torch import Tensor, nn
 # Types beside nn.Linear and Conv1D that compute x Wᵀ + b on `.weight`, (d_out, d_in):
 # whoever knows one adds it, e.g. hra.linear.ACCEPTED.add(MyLinear).
 ACCEPTED: set[type[nn.Module]] = set()
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # torch's modules that read the weights of their layers without calling them
 READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -48,7 +49,11 @@ def check(layer: nn.Module, site: str = "", who: str = "an adapter") -> None:
         raise TypeError(f"{name} has no weight of its own: {why}. Make it plain first.")
     own = _conv1d(kind) or nn.Linear
     forward = next(vars(c)["forward"] for c in kind.__mro__ if "forward" in vars(c))
-    if not W.is_floating_point() or W.ndim != 2:
+    if isinstance(W, nn.parameter.UninitializedParameter):
+        raise TypeError(f"{name} has no shape yet (lazy): run the model once first.")
+    if W.layout is not torch.strided:
+        raise TypeError(f"{name} holds a weight of {W.layout}; a dense one is needed.")
+    if W.dtype not in DTYPES or W.ndim != 2:
         raise TypeError(
             f"{name} holds a weight of {W.dtype}, {tuple(W.shape)}: quantised layers "
             "are not supported; load the model in float32, bfloat16 or float16."

@@ -334,8 +334,9 @@ def load(
     then untouched.
     """
     refuse_adapted(plain(model))
+    known = LOADABLE if method is None else {method.__name__: method}
     with io.opened(path) as file:
-        cls, sites, full = _expected(plain(model), file, method)
+        cls, sites, full = _expected(plain(model), file, known)
         parts = _from_file(file, cls, strict_base)
     try:
         return _attach(model, cls, sites, file.meta["hyper"], full, parts)
@@ -346,11 +347,15 @@ def load(
 
 
 def built(
-    model: nn.Module, path: _Path, use: Callable[[type[Method], dict[str, Any]], Any]
+    model: nn.Module,
+    path: _Path,
+    use: Callable[[type[Method], dict[str, Any]], Any],
+    own: type[Method] | None = None,
 ) -> Any:
     """use(method, {site: adapter}) for the adapters of a file, which are not installed:
-    the model is left as it was.
+    the model is left as it was. `own`: a class of one's own that it may be.
     """
+    known = LOADABLE if own is None else LOADABLE | {own.__name__: own}
     root = plain(model)
     flags = [(p, p.requires_grad) for p in root.parameters()]
 
@@ -360,7 +365,7 @@ def built(
 
     def work() -> Any:
         with io.opened(path) as file:
-            cls, sites, full = _expected(root, file, None)
+            cls, sites, full = _expected(root, file, known)
             fill = _from_file(file, cls, strict_base=True)
             hyper = file.meta["hyper"]
             try:
@@ -380,17 +385,16 @@ def built(
 
 
 def _expected(
-    root: nn.Module, file: io.AdapterFile, given: type[Method] | None
+    root: nn.Module, file: io.AdapterFile, known: dict[str, type[Method]]
 ) -> tuple[type[Method], dict[str, nn.Module], dict[str, nn.Module]]:
     """(the method, its layers, the modules of `also`): what the header asks for, held
     against the model and the method's schema before anything is built.
     """
     meta = file.meta
-    known = LOADABLE if given is None else {given.__name__: given}
     if meta["method"] not in known:
         raise file.refuse(
             f" holds an unknown method {meta['method']!r}. Known: {', '.join(known)}. "
-            "A class of your own is named with load(..., method=Mine)."
+            "A class of your own is named with method=Mine."
         )
     method = known[meta["method"]]
     try:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hra import sparse
+from hra.adapter import Method
 from hra.also import Also
 from hra.checks import check_number
 from hra.entries import Entries
@@ -53,8 +54,10 @@ class Switch:
         self._keys: dict[str, str] = {}
         self._turn = threading.RLock()
 
-    def to(self, path: _Path) -> nn.Module:
-        """Write the adapter of `path` into the model, in place of the one there."""
+    def to(self, path: _Path, method: type[Method] | None = None) -> nn.Module:
+        """Write the adapter of `path` into the model, in place of the one there;
+        `method`: its class, where that is one of your own.
+        """
         with self._turn:
             name = str(path)
             if name not in self._keys:  # a file system is slower than a switch
@@ -64,7 +67,7 @@ class Switch:
                 before = self.active
                 self.off()
                 try:
-                    self._files[key] = self._load(path)
+                    self._files[key] = self._load(path, method)
                 finally:
                     self._on(before)
             if key != self.active:
@@ -87,7 +90,7 @@ class Switch:
             for tensor, position, _, new in self._files[key]:
                 sparse.overwrite_(tensor, position, new)
 
-    def _load(self, path: _Path) -> list[_Write]:
+    def _load(self, path: _Path, own: type[Method] | None) -> list[_Write]:
         def writes(method: type, parts: dict[str, Any]) -> list[_Write]:
             made: list[_Write] = []
             for site, a in parts.items():
@@ -105,12 +108,14 @@ class Switch:
                         made.append((tensor, position, old, new[order]))
             return made
 
-        return built(self.model, path, writes)
+        return built(self.model, path, writes, own)
 
 
-def fuse(model: nn.Module, files: Mapping[_Path, float]) -> Adapted:
+def fuse(
+    model: nn.Module, files: Mapping[_Path, float], method: type[Method] | None = None
+) -> Adapted:
     """Σ weight · ΔW over adapter files, attached to `model`; methods may be mixed,
-    sites may differ.
+    sites may differ. `method`: a class of your own that is among them.
 
         tuned = hra.fuse(model, {"a.safetensors": 1.0, "b.safetensors": 0.5})
 
@@ -140,7 +145,7 @@ def fuse(model: nn.Module, files: Mapping[_Path, float]) -> Adapted:
                 index = None if index is None else index.clone()
                 deltas.setdefault(site, []).append((index, files[path] * values))
 
-        built(model, path, add)
+        built(model, path, add, method)
     found = {s: plain(model).get_submodule(s) for s in deltas}
     indices = [i for parts in deltas.values() for i, _ in parts]
     if all(i is not None for i in indices):

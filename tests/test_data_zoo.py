@@ -10,6 +10,7 @@ import torch
 
 import hra
 from hra import data, zoo
+from hra.data.packed import unpacked
 
 CARD = Path(zoo.__file__).parent / "gpt2-tiny"
 
@@ -98,6 +99,18 @@ def test_a_damaged_model_file_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(raw)
     with pytest.raises(ValueError, match="damaged"):
         zoo._checked(tmp_path)
+
+
+def test_a_damaged_corpus_is_refused(tmp_path):
+    good = (data._FOLDER / "jargon.jsonl.xz").read_bytes()
+    (tmp_path / "x.xz").write_bytes(good)
+    assert unpacked(tmp_path / "x.xz")
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    for bad in (bytes(flipped), good[:-9], good[:7], b"", b"PK"):
+        (tmp_path / "x.xz").write_bytes(bad)
+        with pytest.raises(ValueError, match=r"x\.xz of hra's data is damaged"):
+            unpacked(tmp_path / "x.xz")
 
 
 def test_any_gpt2_loads_from_a_folder(tmp_path):

@@ -346,11 +346,15 @@ def test_gradients_are_right_and_second_ones_refused(function, arguments):
     args = arguments()
     assert torch.autograd.gradcheck(function.apply, args)
     leaf = next(a for a in args if isinstance(a, torch.Tensor) and a.requires_grad)
-    (first,) = torch.autograd.grad(
-        function.apply(*args).square().sum(), leaf, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+
+    def second():
+        (first,) = torch.autograd.grad(
+            function.apply(*args).square().sum(), leaf, create_graph=True
+        )
         first.sum().backward()
+
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        second()
 
 
 # ---- PEFT

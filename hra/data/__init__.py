@@ -9,7 +9,6 @@ Corpora (sources and licences in `hra/data/text/README.md`):
 from __future__ import annotations
 
 import json
-import lzma
 import math
 import random
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from hra.data.packed import unpacked
 
 CORPORA = ("sotu", "moby_dick", "jargon")
 SPLITS = ("train", "validation", "test")
@@ -36,8 +37,8 @@ def documents(corpus: str) -> list[dict[str, Any]]:
         raise ValueError(
             f"corpus={corpus!r} does not exist. The corpora are {', '.join(CORPORA)}."
         )
-    with lzma.open(_FOLDER / f"{corpus}.jsonl.xz", "rt", encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
+    text = unpacked(_FOLDER / f"{corpus}.jsonl.xz").decode("utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def split(corpus: str, part: str = "train", seed: int = 0) -> list[dict[str, Any]]:

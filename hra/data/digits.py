@@ -7,7 +7,6 @@ Images are (N, 1, 28, 28) float32 from 0 (paper) to 1 (ink), labels (N,) int64.
 from __future__ import annotations
 
 import io
-import lzma
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hra.data.packed import unpacked
 
 PARTS = ("train", "validation", "test")
 SHIFTS = ("uci", "rotated", "inverted", "noisy")
@@ -30,9 +31,7 @@ _FOLDER = Path(__file__).parent / "image"
 @cache
 def _load(name: str) -> tuple[Tensor, Tensor]:
     """(images as stored, uint8 (N, side, side), labels)."""
-    table = np.load(
-        io.BytesIO(lzma.decompress((_FOLDER / f"{name}.npy.xz").read_bytes()))
-    )
+    table = np.load(io.BytesIO(unpacked(_FOLDER / f"{name}.npy.xz")))
     side = round((table.shape[1] - 1) ** 0.5)
     return torch.from_numpy(table[:, 1:].copy()).view(-1, side, side), torch.from_numpy(
         table[:, 0].astype(np.int64)

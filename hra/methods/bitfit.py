@@ -37,7 +37,8 @@ class BitFit(Adapter):
     @property
     def bias(self) -> Tensor:
         """b0 + Δb."""
-        return self.base.get_parameter("bias") + self.like_base(self.delta_b)
+        b: Any = self.base.bias
+        return b + self.like_base(self.delta_b)
 
     def delta_weight(self) -> Float[Tensor, "{self.d_out} {self.d_in}"]:
         return torch.zeros_like(self.W0)

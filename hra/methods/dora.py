@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from hra.checks import check_bool
+from hra.checks import check_bool, no_second_derivative
 from hra.law import Law, kept_input
 from hra.methods.lora import LoRA
 
@@ -109,7 +108,7 @@ class _RowNorm(torch.autograd.Function):
         return c
 
     @staticmethod
-    @once_differentiable
+    @no_second_derivative
     def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, Tensor, None]:
         W0, A, B, c = ctx.saved_tensors
         s, W0, k = ctx.s, W0.to(A.dtype), (g / c)[:, None]  # ∂L/∂V = k V, row by row
@@ -149,7 +148,7 @@ class _Scaled(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @no_second_derivative
     def backward(
         ctx: Any, g: Tensor
     ) -> tuple[Tensor | None, None, None, Tensor, Tensor, Tensor, None]:

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from hra.adapter import Adapter
+from hra.checks import no_second_derivative
 from hra.law import Law
 
 
@@ -56,7 +56,7 @@ class _Sum(torch.autograd.Function):
         return F.linear(x, W0 + delta.to(W0.dtype), bias)
 
     @staticmethod
-    @once_differentiable
+    @no_second_derivative
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, Tensor, None]:
         x, W0, delta = ctx.saved_tensors
         dx = (

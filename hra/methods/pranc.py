@@ -68,7 +68,7 @@ class PRANC(Adapter):
     @property
     def coefficients(self) -> Float[Tensor, " m"]:
         """c, one vector for all sites."""
-        c = self.common[0].get_parameter("c")
+        c: Any = self.common[0].c
         if hasattr(c, "full_tensor"):
             raise RuntimeError(
                 "PRANC has one vector for all layers, and fully_shard has split it "

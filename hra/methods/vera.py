@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from hra import linear
 from hra.adapter import Adapter, generator, uniform
-from hra.checks import check_count, check_number
+from hra.checks import check_count, check_number, no_second_derivative
 from hra.law import Law
 
 
@@ -168,7 +167,7 @@ class _Vectors(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @no_second_derivative
     def backward(
         ctx: Any, g: Tensor
     ) -> tuple[Tensor | None, None, None, None, None, None, Tensor, Tensor]:
