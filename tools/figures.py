@@ -3,7 +3,7 @@
     python tools/figures.py          write them all
     python tools/figures.py check    say which differ from what is written here
 
-Chapters include one by the directive `diagram` (tools/sphinx_ext/hra_figures.py). They
+Chapters include one by the directive `figure` (tools/sphinx_ext/hra_figures.py). They
 take their colours from the page: currentColor, and one variable for each family of
 methods (book/vendor/hra.css, with a fallback for a viewer outside the book). Grey
 hatching is what is frozen. They are 400 units wide, so that on a phone their text keeps

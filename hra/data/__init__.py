@@ -160,4 +160,5 @@ def bits_per_character(
     return nats / math.log(2) / len(string)
 
 
-from hra.data import digits, tasks  # noqa: E402, F401 - at the end: tasks reads the corpora above
+# at the end: tasks reads the corpora above
+from hra.data import digits, tasks  # noqa: E402, F401

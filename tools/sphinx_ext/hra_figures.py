@@ -1,8 +1,9 @@
 """Numbered figures: the house diagrams, and what a cell shows.
 
-A chapter includes a diagram of `book/figures/` (written by tools/figures.py) so:
+A chapter includes a diagram of `book/figures/` (written by tools/figures.py) so,
+which other readers of MyST show as well:
 
-    ```{diagram} block-lora
+    ```{figure} ../book/figures/block-lora.svg
     :name: fig:block
     :alt: One transformer block; the four weight matrices are lit.
 
@@ -20,16 +21,15 @@ id, a target for {numref}. Such a caption holds text, the tags of INLINE and $ma
 from __future__ import annotations
 
 import html
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 from docutils import nodes
-from docutils.parsers.rst import directives
+from sphinx.directives.patches import Figure
 from sphinx.transforms import SphinxTransform
-from sphinx.util.docutils import SphinxDirective
 
-FOLDER = "book/figures"
 INLINE = {
     "em": nodes.emphasis,
     "i": nodes.emphasis,
@@ -46,22 +46,19 @@ FIGURE = re.compile(
 )
 
 
-class Diagram(SphinxDirective):
-    """```{diagram} name```, a figure with an inline SVG."""
-
-    required_arguments = 1
-    has_content = True
-    option_spec = {  # noqa: RUF012
-        "alt": directives.unchanged_required,
-        "name": directives.unchanged_required,
-    }
+class Diagram(Figure):
+    """```{figure} name.svg```: the SVG stands in the page itself. Any other picture is
+    Sphinx's own.
+    """
 
     def run(self):
-        name = self.arguments[0]
-        path = Path(self.env.srcdir, FOLDER, f"{name}.svg")
+        if not self.arguments[0].endswith(".svg"):
+            return super().run()
+        name = os.path.basename(self.arguments[0])
+        path = Path(self.env.srcdir, self.env.relfn2path(self.arguments[0])[0])
         if not path.is_file():
-            there = ", ".join(sorted(p.stem for p in path.parent.glob("*.svg")))
-            raise self.error(f"There is no diagram {name!r}; there are {there}.")
+            there = ", ".join(sorted(p.name for p in path.parent.glob("*.svg")))
+            raise self.error(f"There is no {path}; beside it stand {there or 'none'}.")
         if not self.options.get("alt") or not self.content:
             raise self.error(f"The diagram {name!r} needs :alt: and a caption.")
         self.env.note_dependency(str(path))
@@ -142,6 +139,6 @@ class OutputFigures(SphinxTransform):
 
 
 def setup(app):
-    app.add_directive("diagram", Diagram)
+    app.add_directive("figure", Diagram, override=True)
     app.add_transform(OutputFigures)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
