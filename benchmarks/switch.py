@@ -1,11 +1,14 @@
 """Changing from one adapter to another: restore A, write B. Beside two bare sorted
-overwrites, and beside PEFT.
+overwrites, beside a dense copy, and beside PEFT.
 
-    python -m benchmarks.switch [--sizes 512 1024 2048 4096 8192] [--rounds 15]
+    python -m benchmarks.switch [--sizes 512 1024 2048 4096 8192] [--rounds 18]
     [--threads 1 2] [--json FILE]
 
-One d × d fp32 layer, SHiRA at 1 %. One process, the contenders take turns; medians over
-the rounds, in milliseconds and as multiples of the bare pair. PEFT's SHiRA,
+One d × d fp32 layer, SHiRA at 1 %. One process; the contenders take turns, in an order
+that rotates, each with cold caches, as a change finds them after a forward pass of the
+model. Medians over the rounds, in milliseconds and as multiples of the bare pair.
+"dense copy_" writes a whole weight that was computed beforehand: what an adapter of any
+rank can do, at the price of a copy of the weight per adapter. PEFT's SHiRA,
 Super-Tuning (its quickest sparse tuner, 1 %) and LoRA (r = 32) switch by unmerge and
 merge. The book reads hra/studies/records/switch.json.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -29,11 +33,12 @@ import hra
 from hra.studies import machine
 
 DENSITY = 0.01
+COLD = 128 * 2**20  # bytes read before each change: more than caches hold
 
 
 def ours(d: int, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """(a switch from one file to the other and back next time, two bare overwrites of
-    the same entries).
+    """(a switch from one file to the other and back next time, two bare overwrites that
+    do the same).
     """
     model = nn.Sequential(nn.Linear(d, d, bias=False)).requires_grad_(False)
     files = []
@@ -51,14 +56,29 @@ def ours(d: int, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
     for _ in range(2):
         change()
-    flat, state = torch.randn(d * d), list(switch._files.values())
-    (_, a, old, _), (_, b, _, new) = state[0][0], state[1][0]
+    # the bare pair goes to and fro like the switch, in the same memory: how the pages
+    # of two weights lie can make one twice as slow as the other
+    (a, b), again = [writes[0] for writes in switch._files.values()], [0]
+    flat = a[0].data.view(-1)
 
     def bare() -> None:
-        flat.index_copy_(0, a, old)
-        flat.index_copy_(0, b, new)
+        again[0] ^= 1
+        (_, away, old, _), (_, to, _, new) = (a, b) if again[0] else (b, a)
+        flat.index_copy_(0, away, old)
+        flat.index_copy_(0, to, new)
 
     return change, bare
+
+
+def dense(d: int) -> Callable[[], None]:
+    """A change from one adapted weight to another, both kept whole."""
+    weight, kept, turn = torch.randn(d, d), [torch.randn(d, d) for _ in range(2)], [0]
+
+    def change() -> None:
+        turn[0] ^= 1
+        weight.copy_(kept[turn[0]])
+
+    return change
 
 
 def theirs(d: int, kind: str) -> Callable[[], None] | None:
@@ -91,13 +111,18 @@ def theirs(d: int, kind: str) -> Callable[[], None] | None:
 def measure(d: int, rounds: int, folder: Path) -> dict[str, float]:
     change, bare = ours(d, folder)
     every = {"two bare overwrites": bare, "hra.Switch": change}
+    every["dense copy_"] = dense(d)
     for kind in ("SHiRA", "Super-Tuning", "LoRA"):
         other = theirs(d, kind)
         if other is not None:
             every[f"PEFT {kind}"] = other
     times: dict[str, list[float]] = {k: [] for k in every}
+    scratch, names = torch.ones(COLD // 4), list(every)
     for k in range(rounds + 2):
-        for name, run in every.items():
+        names.append(names.pop(0))  # nobody always comes after the same
+        for name in names:
+            run = every[name]
+            scratch.sum()
             begin = time.perf_counter()
             run()
             if k > 1:
@@ -146,10 +171,14 @@ def main() -> None:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192]
     )
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=18)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    load = os.getloadavg()  # at the start, over 1, 5 and 15 minutes: what else ran
+    threads_given = " ".join(map(str, args.threads))
+    given = "" if args.threads == [1, 2] else f" --threads {threads_given}"
+    command = f"python -m benchmarks.switch{given}"
     result: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for threads in args.threads:
@@ -178,7 +207,8 @@ def main() -> None:
         args.json.write_text(
             json.dumps(
                 {
-                    "command": "python -m benchmarks.switch",
+                    "command": command,
+                    "load": [round(x, 1) for x in load],
                     "machine": f"{machine()}, torch {torch.__version__}",
                     "date": time.strftime("%Y-%m-%d"),
                     "density": DENSITY,

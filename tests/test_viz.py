@@ -185,9 +185,15 @@ def test_the_live_panel_shows_what_went_wrong():
     assert "out of range" in p.status.value
 
 
-def test_without_a_kernel_the_panel_shows_the_recorded_run():
-    bundle = panel()._repr_mimebundle_()
-    assert "recorded" in bundle["text/html"] and "data:image/png" in bundle["text/html"]
+def test_without_a_kernel_the_panel_shows_what_was_recorded():
+    p = panel()
+    html = p._repr_mimebundle_()["text/html"]
+    root = ElementTree.fromstring(html)
+    assert "recorded when the page was built" in root.find("figcaption").text
+    assert "Loss of 1 steps" in html and "<svg" in html
+    p.recorded = replayed()
+    html = p._repr_mimebundle_()["text/html"]
+    assert "recorded beforehand" in html and 'class="hra-widget"' in html
 
 
 def test_a_figure_shows_itself_with_words_for_those_who_do_not_see_it():
@@ -261,26 +267,96 @@ def test_the_mask_explorers_fallback_size_and_refusals():
         hra.viz.MaskExplorer(many, [0.02, 0.2] * 30)
 
 
+def switch(**kw):
+    recorded = {
+        "512": {"bare": 0.1, "dense copy_": 0.05},
+        "4096": {"bare": 3.0, "dense copy_": 8.0},
+    }
+    return hra.viz.SwitchCost(recorded, **kw), recorded
+
+
 @node
 def test_the_switch_explorer_computes_the_librarys_roofline():
-    w = hra.viz.SwitchCost({"512": {"bare": 0.1}, "4096": {"bare": 3.0}}, d=512)
+    w, _ = switch(d=512)
     choices = [
         {"at": a, "thousandths": t, "r": r, "bandwidth": b}
         for a in (0, 1)
-        for t, r, b in ((1, 1, 3), (25, 64, 40))
+        for t, r, b in ((1, 1, 3), (25, 64, 40), (200, 256, 200))
     ]
     for choice, got in zip(choices, at_each(w, choices), strict=True):
         for k, v in choice.items():
             setattr(w, k, v)
-        assert [got["sparse"], got["dense"]] == pytest.approx(
-            list(w.roofline().values())
-        )
+        assert got == pytest.approx(w.facts())
     assert (
         "memory alone asks for" in w.summary()
         and w.fallback_figure().words() == w.summary()
     )
+    assert len(w._js_path.read_bytes()) < 10_240
+
+
+def test_the_traffic_counts_lines_of_the_cache_once():
+    w, _ = switch(d=512, bandwidth=10)
+    n = 512 * 512
+    mask = torch.rand(n, generator=torch.Generator().manual_seed(0)) < 0.05
+    lines = int(mask.view(-1, 16).any(1).sum())  # that an actual mask touches
+    w.thousandths = 50
+    moved = 2 * (128 * lines + 12 * int(mask.sum()))
+    assert w.bytes()["sparse"] == pytest.approx(moved, rel=0.01)
+    # all entries: both overwrites fetch and write back the whole weight
+    assert w.bytes(1.0)["sparse"] == 2 * (8 * n + 12 * n)
+    assert w.bytes()["copy"] == 12 * n
+    assert w.bytes()["low rank"] == 2 * (8 * n + 8 * 32 * 512)
+    # at the crossing both move as much, below it the sparse change moves less
+    for other in ("copy", "low rank"):
+        p = w.crossing(other)
+        assert w.bytes(p)["sparse"] == pytest.approx(w.bytes()[other])
+        assert w.bytes(p - 1e-3)["sparse"] < w.bytes()[other]
+    assert 0.05 < w.crossing("copy") < w.crossing("low rank")
+
+
+def test_the_bandwidth_is_that_of_the_measured_copy():
+    w, recorded = switch(d=4096)
+    for at, d in enumerate(w.sizes):
+        w.at = at
+        gigabytes = 12 * d * d / recorded[str(d)]["dense copy_"] / 1e6
+        assert w.bandwidth == round(gigabytes)
+    w.bandwidth = 7
+    assert w.roofline()["copy"] == pytest.approx(12 * 4096**2 / 7e6)
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_the_switch_explorer_does_not_contradict_the_record(threads):
+    record = hra.studies.record("switch")
+    w = hra.viz.SwitchCost(record["milliseconds"][threads])
+    assert record["density"] == w.thousandths / 1000
+    assert "L2" in record["machine"]  # cache lines are spoken of
+    for at, d in enumerate(w.sizes):
+        w.at = at
+        row, least = w.recorded[str(d)], w.roofline()
+        assert least["copy"] == pytest.approx(row["dense copy_"], rel=0.05)
+        # no traffic that takes longer than the change that was measured
+        for name in ("two bare overwrites", "hra.Switch"):
+            assert least["sparse"] <= row[name], (d, name)
+        assert least["low rank"] <= row["PEFT LoRA"]
+        # what the page concludes at 1 % is what was measured
+        assert least["sparse"] < least["copy"] < least["low rank"]
+        assert row["two bare overwrites"] < row["dense copy_"] < row["PEFT LoRA"]
+
+
+def test_the_switch_explorer_refuses():
     with pytest.raises(ValueError, match="512, 4096"):
-        hra.viz.SwitchCost({"512": {}, "4096": {}}, d=100)
+        switch(d=100)
+    with pytest.raises(ValueError, match="record again: python -m benchmarks"):
+        hra.viz.SwitchCost({"512": {"bare": 0.1}}, d=512)
+    w, _ = switch()
+    for name, value, words in (
+        ("at", 2, "0 to 1"),
+        ("r", 0, "1 to 256"),
+        ("thousandths", 201, "1 to 200"),
+        ("bandwidth", 0, "1 to 200"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            setattr(w, name, value)
 
 
 @node
@@ -701,6 +777,7 @@ WIDGETS = {
     "bill": hra.viz.BillCalculator,
     "replay": lambda: replayed(),
     "paint": hra.viz.MaskPainter,
+    "switch": lambda: switch()[0],
 }
 
 

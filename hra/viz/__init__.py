@@ -26,8 +26,9 @@ tagged `nbval-check-output` may end with it.
 Plots ready made: `viz.intervals(rows, xlabel, lines, method=)`, `viz.bills(named)`,
 `viz.plot_log(log)`.
 
-A replay of recorded runs, in place of a picture of the live panel: a slider for each
-axis, the baseline beside. A curve is a list of values, or of (x, y).
+A replay of recorded runs, a slider for each axis, the baseline beside; a curve is a
+list of values, or of (x, y). `viz.live(..., recorded)` takes a replay (or a log) too:
+what a page without a kernel shows in the place of the panel.
 
     viz.replay(["learning rate", "rank r"],
                {(r["lr"], r["r"]): r["losses"] for r in runs}, ylabel="loss (nats)",

@@ -1,14 +1,16 @@
-"""A panel that trains while you watch. It needs a kernel; a static page shows the
-recorded run in its place.
+"""A panel that trains while you watch. It needs a kernel; a static page shows what was
+recorded in its place.
 """
 
 from __future__ import annotations
 
-import base64
+import html
 import io
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from hra.viz.static import StaticWidget
 
 
 class Panel:
@@ -16,8 +18,8 @@ class Panel:
     and the curves of the run as it comes.
 
     make_model() gives a fresh model, make_batches() endless batches, evaluate(model)
-    the number to watch (bits a character). `recorded` is a `hra.Log` shown where there
-    is no kernel.
+    the number to watch (bits per character). `recorded` is what a page without a kernel
+    shows: a `hra.Log`, or a widget such as `hra.viz.replay(...)`.
     """
 
     def __init__(
@@ -153,18 +155,19 @@ class Panel:
         return not self._stop.is_set()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        png = base64.b64encode(_png(self.recorded)).decode()
         note = (
             "This panel trains a model while you watch; that needs a kernel (run the "
             "notebook). "
-            "Here is the run recorded when the page was built."
         )
-        page = (
-            f'<figure class="hra-live"><figcaption>{note}</figcaption><img alt="Loss '
-            "in nats a token and bits a "
-            f'character against the step, from the recorded run" '
-            f'src="data:image/png;base64,{png}"/></figure>'
-        )
+        if isinstance(self.recorded, StaticWidget):
+            note += "Here are runs recorded beforehand."
+            page = f"<p>{note}</p>{self.recorded.static_html()}"
+        else:
+            note += "Here is the run recorded when the page was built."
+            page = (
+                f'<figure class="hra-live">{self.recorded.plot().svg()}'
+                f"<figcaption>{html.escape(note)}</figcaption></figure>"
+            )
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
         return {
             "application/vnd.jupyter.widget-view+json": view,
