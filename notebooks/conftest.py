@@ -1,0 +1,79 @@
+"""Each check of a chapter is broken on purpose, and has to notice.
+
+notebooks/breaks/NN_name.yml lists the breaks: `break` says what is wrong, `find` is a
+text that stands in one code cell of the chapter and `put` what stands there instead;
+`first` is code to run before the cell. When nbval comes to that cell, the broken one is
+run in a forked copy of the kernel, and must raise, or print something else than what is
+stored.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+# in the kernel: True where the broken cell is not told from the right one
+BROKEN = """
+def _goes_unnoticed(source, stored):
+    import os
+    from IPython.utils.capture import capture_output
+
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        same = b"0"
+        try:
+            with capture_output() as said:
+                done = get_ipython().run_cell(source, store_history=False)
+            shown = "".join(o.data.get("text/plain", "") for o in said.outputs)
+            same = b"%d" % (done.success and said.stdout + shown == stored)
+        finally:
+            os.write(write, same)
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as told:
+        answer = told.read()
+    os.waitpid(child, 0)
+    return answer != b"0"
+
+
+if _goes_unnoticed({source}, {stored}):
+    raise AssertionError("unnoticed")
+"""
+
+
+def breaks_of(chapter: str) -> list[dict[str, str]]:
+    path = HERE / "breaks" / f"{chapter}.yml"
+    return yaml.safe_load(path.read_text("utf-8")) if path.is_file() else []
+
+
+def stored(cell) -> str:
+    """What the cell printed, and then what it showed, as text."""
+    printed = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+    return printed + "".join(
+        o.data.get("text/plain", "") for o in cell.outputs if "data" in o
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    if type(item).__name__ == "IPyNbCell":
+        kernel, cell = item.parent.kernel, item.cell
+        for broken in breaks_of(item.path.stem):
+            if broken["find"] not in cell.source:
+                continue
+            source = cell.source.replace(broken["find"], broken.get("put", ""))
+            source = broken.get("first", "") + "\n" + source
+            code = BROKEN.replace("{source}", json.dumps(source))
+            told = kernel.kc.execute_interactive(
+                code.replace("{stored}", json.dumps(stored(cell))),
+                store_history=False,
+                allow_stdin=False,
+                stop_on_error=False,
+                timeout=item.config.option.nbval_cell_timeout,
+                output_hook=lambda message: None,
+            )
+            if told["content"]["status"] != "ok":
+                item.raise_cell_error(f"A check did not notice: {broken['break']}")
+    return (yield)
