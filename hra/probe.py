@@ -49,13 +49,14 @@ def probe(
     total = {s: _zeros(m) for s, m in found.items()}
     squared = {s: _zeros(m) for s, m in found.items()}
     batch_sum: dict[str, Tensor] = {}
-    handles: list[Any] = []
     flags = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
 
     def undo() -> None:
-        for h in handles:
-            h.remove()
+        for s, m in found.items():
+            for key, hook in list(m._forward_hooks.items()):
+                if hook is hooks[s]:  # no handle: it may have been cut off on its way
+                    del m._forward_hooks[key]
         for p, flag in flags:
             p.requires_grad_(flag)
         for m, mode in modes:
@@ -74,11 +75,13 @@ def probe(
 
         return hook
 
+    hooks = {s: watch(s) for s in found}
+
     def work() -> Probe:
         count = 0
         model.requires_grad_(False).eval()
         for s, m in found.items():
-            handles.append(m.register_forward_hook(watch(s)))
+            m.register_forward_hook(hooks[s])
         quiet = not (progress and sys.stderr.isatty())
         for batch in tqdm(batches, desc="probe", disable=quiet, leave=False):
             batch_sum.clear()

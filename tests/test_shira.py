@@ -320,6 +320,19 @@ def test_probe_collects_the_dense_gradients_and_changes_nothing(layout):
         hra.probe(hra.zoo.gpt2("random"), [], "c_attn", progress=False)
 
 
+def test_probe_leaves_no_hook_when_its_handle_is_cut_off(monkeypatch):
+    model, register = hra.zoo.gpt2("random"), nn.Module.register_forward_hook
+
+    def cut_off(self, hook, **kwargs):
+        register(self, hook, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nn.Module, "register_forward_hook", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        hra.probe(model, [{"input_ids": torch.ones(1, 4).long()}], progress=False)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
 # ---- files
 # ------------------------------------------------------------------------------
 
