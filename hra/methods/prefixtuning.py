@@ -81,7 +81,7 @@ class PrefixTuning(WholeModel):
     ) -> tuple[tuple, dict[str, Any]]:
         from transformers import DynamicCache
 
-        kwargs, rows, _, seen = self.inputs(args, kwargs, self.n)
+        kwargs, rows, _, seen = self.inputs(model, args, kwargs)
         if model.training and getattr(model, "is_gradient_checkpointing", False):
             raise ValueError(
                 "gradient checkpointing drops the key/value cache, in which the prefix "

@@ -28,6 +28,7 @@ class PromptTuning(WholeModel):
     """
 
     no_delta = "it adds embeddings before the text and changes no weight"
+    in_sequence = True
     P: Float[Tensor, "n d"]
 
     def __init__(
@@ -55,7 +56,7 @@ class PromptTuning(WholeModel):
     def before(
         self, model: Any, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
-        kwargs, rows, tokens, seen = self.inputs(args, kwargs, self.n)
+        kwargs, rows, tokens, seen = self.inputs(model, args, kwargs)
         if seen + tokens + (0 if seen else self.n) > self.context:
             raise ValueError(
                 f"a prompt of n={self.n} and a text of "
@@ -74,10 +75,15 @@ class PromptTuning(WholeModel):
             x = kwargs["inputs_embeds"]
             P = self.P.expand(rows, -1, -1).to(x.dtype)
             kwargs["inputs_embeds"] = torch.cat([P, x], 1)
-            labels = kwargs.get("labels")
-            if labels is not None:
-                none = labels.new_full((rows, self.n), -100)
-                kwargs["labels"] = torch.cat([none, labels], 1)
+            keep = kwargs.get("logits_to_keep")
+            if isinstance(keep, Tensor):  # positions in the text
+                kwargs["logits_to_keep"] = torch.where(keep < 0, keep, keep + self.n)
+            elif not keep:  # else the labels are those of the kept
+                for name in ("labels", "shift_labels"):
+                    labels = kwargs.get(name)
+                    if labels is not None:
+                        none = labels.new_full((rows, self.n), -100)
+                        kwargs[name] = torch.cat([none, labels], 1)
             before = torch.arange(self.n, device=at.device).expand(len(at), -1)
             at = torch.cat([before, at], 1)
         kwargs["position_ids"] = at
@@ -86,9 +92,18 @@ class PromptTuning(WholeModel):
     def after(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> Any:
+        output = super().after(model, args, kwargs, output)
         x = kwargs.get("inputs_embeds")
-        if (
-            x is not None and output.logits.shape[1] == x.shape[1]
-        ):  # not where only the last logits were asked for
-            output.logits = output.logits[:, self.n :]
+        if x is None or x.shape[1] != kwargs["attention_mask"].shape[-1]:
+            return output  # the prompt is in the cache
+        keep, text = kwargs.get("logits_to_keep"), x.shape[1] - self.n
+        if not isinstance(keep, Tensor):
+            output.logits = output.logits[:, -text:]
+        for name, dim in (("hidden_states", 1), ("attentions", 2)):
+            of_layers = getattr(output, name, None)
+            if of_layers is not None:
+                cut = (
+                    t if t is None else t.narrow(dim, self.n, text) for t in of_layers
+                )
+                setattr(output, name, tuple(cut))
         return output
