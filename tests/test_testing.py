@@ -12,7 +12,12 @@ import hra
 from hra import linear
 from hra.adapter import Adapter
 from hra.law import Law
-from hra.testing import AdapterError, check_adapter
+from hra.testing import (
+    AdapterError,
+    Case,
+    check_adapter,
+    half_precision_trains_in_float32,
+)
 
 
 class Student(Adapter):
@@ -375,6 +380,15 @@ class WrongGradient(Student):
         return self.base(x) + self.scale * F.linear(F.linear(x, A), self.B)
 
 
+@mistake("gradient of W_d at fc is off by", trained=None)
+class WrongGradientWithoutDelta(hra.Houlsby):
+    def forward(self, x):
+        h = self.base(x)
+        W_d = 0.5 * self.W_d + 0.5 * self.W_d.detach()
+        z = F.gelu(F.linear(h, W_d, self.b_d))
+        return h + F.linear(z, self.W_u, self.b_u)
+
+
 @mistake("dropout must ask self.training")
 class DropoutInEval(Student):
     def forward(self, x):
@@ -607,6 +621,37 @@ def test_what_is_right_passes(cls, trained):
     before = torch.get_rng_state()
     assert check_adapter(cls, trained) is None
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class CoarseInHalf(Student):
+    """Right in float32; in a half-precision base its scale is lost."""
+
+    def __init__(self, base, r=4, *, seed=0, site=""):
+        super().__init__(base, r, seed=seed, site=site)
+        self.A, self.B = (self.new_parameter(*p.shape) for p in (self.A, self.B))
+        draw = torch.randn(self.A.shape, generator=self.generator("A"))
+        self.A.data.copy_(draw)
+
+    def delta_weight(self):
+        return self.scale * self.B @ self.A
+
+    def forward(self, x):
+        s = self.scale * (1 if self.W0.dtype.itemsize > 2 else 2)
+        A, B = self.like_base(self.A), self.like_base(self.B)
+        return self.base(x) + s * F.linear(F.linear(x, A), B)
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (Student, "what trains stays in float32 (self.new_parameter)"),
+        (CoarseInHalf, "over bfloat16 its output is off by"),
+    ],
+)
+def test_mistakes_in_half_precision(cls, said):
+    case = Case(cls, dtype=torch.float32)
+    with pytest.raises(AdapterError, match=re.escape(said)):
+        half_precision_trains_in_float32(case)
 
 
 def test_what_is_no_adapter_of_layers_is_refused(untyped):
