@@ -547,3 +547,60 @@ def test_the_calculators_old_gap():
     alone = bill.kept["inputs of adapted layers"] + bill.kept["adapters"]
     assert round(4 * alone / 2**20) < 300
     assert round(bill.activations.bytes / 2**20) == 1279
+
+
+def highest(tuned, batch, **how):
+    return max(memory.timeline(tuned, batch, **how).five)
+
+
+@pytest.mark.parametrize("name", ["plain", "LoRA", "LoRAFA", "DoRA", "SHiRA", "FullFT"])
+def test_a_step_that_adds_up_two_batches_holds_the_bill_and_no_step_holds_more(name):
+    tuned = gpt2()
+    if name != "plain":
+        hyper = {"density": 0.1} if name == "SHiRA" else {}
+        tuned = hra.attach(tuned, hra.METHODS[name], targets="c_attn|c_proj", **hyper)
+    batch = text()
+    bill = memory.measure(tuned, batch)
+    peak = bill.peak.bytes
+    assert highest(tuned, batch, batches=2, steps=2) == peak
+    assert highest(tuned, batch, steps=2) < peak  # activations go, gradients come
+    first = highest(tuned, batch, batches=2)  # no moments until its update
+    after = peak - bill.activations.bytes
+    assert first == max(peak - bill.moments.bytes, after)
+
+
+def test_the_phases_of_a_timeline_are_the_passes_and_its_parts_the_bills():
+    batch, model = text(), gpt2()
+    found = memory.timeline(model, batch, steps=2)
+    bill = memory.measure(model, batch)
+    assert [name for name, _ in found.phases] == [
+        *("forward", "backward", "update") * 2,
+        "end",
+    ]
+    at = [k for _, k in found.phases]
+    assert at == sorted(at) and len(found.five) == at[-1] + 1
+    assert {p: max(v) for p, v in found.held.items() if p != "passing"} == {
+        p: a.bytes for p, a in bill.parts.items()
+    }
+    held = {p: [v[k] for k in at] for p, v in found.held.items()}
+    assert held["activations"][4] == bill.activations.bytes  # backward begins
+    assert held["gradients"][4] == 0 and held["gradients"][5] == bill.gradients.bytes
+    assert held["moments"][2] == 0 and held["moments"][3] == bill.moments.bytes
+    assert max(found.held["passing"]) > 0
+
+
+def test_after_a_timeline_the_model_is_as_it_was():
+    model, batch = gpt2(), text()
+    model(**batch).loss.backward()
+    before = copy.deepcopy(model.state_dict())
+    grads = [(p, p.grad, p.grad.clone()) for p in model.parameters()]
+    hooked = model.lm_head.weight.register_hook(lambda g: g * float("inf"))
+    memory.timeline(model, batch)
+    hooked.remove()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is g and torch.equal(g, c) for p, g, c in grads)
+    assert not model.training
+    with pytest.raises(ValueError, match="nothing of this model trains"):
+        memory.timeline(gpt2().requires_grad_(False), batch)
+    with pytest.raises(ValueError, match="without a loss"):
+        memory.timeline(model, {"input_ids": batch["input_ids"]})

@@ -83,6 +83,12 @@ MUTANTS = {
         "return {}",
         "tests/test_memory.py",
     ),
+    "a timeline keeps activations until the backward pass has ended": (
+        "memory/timeline.py",
+        "kept.clear()",
+        "kept",
+        "tests/test_memory.py",
+    ),
     "a tensor that two operations keep is counted twice": (
         "memory/blocks.py",
         "        elif tensor in self.noted:\n            return\n",
