@@ -29,6 +29,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.directives.patches import Figure
 from sphinx.transforms import SphinxTransform
+from sphinx.util.docutils import SphinxDirective
 
 INLINE = {
     "em": nodes.emphasis,
@@ -46,7 +47,7 @@ FIGURE = re.compile(
 )
 
 
-class Diagram(Figure):
+class Diagram(SphinxDirective, Figure):
     """```{figure} name.svg```: the SVG stands in the page itself. Any other picture is
     Sphinx's own.
     """
