@@ -148,7 +148,9 @@ class Panel:
         step = len(log.steps)
         self.progress.value = step
         if step % 5 == 0 or step == self.steps:
-            self.status.value = f"Step {step} of {self.steps}, loss {log.losses[-1]:.2f} nats per token."
+            self.status.value = (
+                f"Step {step} of {self.steps}, loss {log.losses[-1]:.2f} nats a token."
+            )
             self.picture.value = _png(log)
         return not self._stop.is_set()
 
