@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -68,6 +69,19 @@ def check_number(
             f"{high:g})."
         )
     return float(value)
+
+
+def optional(module: str, extra: str) -> Any:
+    """The module `module`, which `pip install 'hra[extra]'` brings; where it is missing
+    a ModuleNotFoundError says so.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(
+            f"this needs {e.name}, which is not installed: pip install 'hra[{extra}]'",
+            name=e.name,
+        ) from e
 
 
 def or_undo(work: Callable[[], T], undo: Callable[[], Any]) -> T:

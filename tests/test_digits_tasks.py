@@ -5,8 +5,10 @@ import itertools
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
 
 import hra
@@ -206,3 +208,68 @@ def test_accuracy_is_the_likelier_label():
     assert share + tasks.accuracy(
         model, tok, swapped, tasks.LABELS["century"]
     ) == pytest.approx(1.0)
+
+
+def test_the_processor_is_what_the_model_expects():
+    model, (images, labels) = zoo.vit("tiny"), digits.digits("test")
+    prepare = zoo.processor("tiny")
+
+    @torch.no_grad()
+    def right(pixels):
+        return (model(pixel_values=pixels).logits.argmax(1) == labels).double().mean()
+
+    pixels = prepare(images)["pixel_values"]
+    assert right(pixels) == digits.accuracy(model, images, labels) > 0.97
+    assert right(images) < 0.5  # as they are: what the processor is for
+    batch = next(digits.image_batches(images, labels, 8, seed=0))
+    drawn = torch.randint(len(images), (8,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(batch["pixel_values"], pixels[drawn])
+
+
+def test_the_processor_takes_what_a_transformers_processor_takes():
+    image = pytest.importorskip("PIL.Image")
+    prepare, images = zoo.processor("tiny"), digits.digits("test")[0][:3]
+    want = prepare(images, return_tensors="pt")["pixel_values"]
+    grey = (255 * images).round().to(torch.uint8)
+    pictures = [image.fromarray(g[0].numpy()) for g in grey]
+    for given in (
+        images[:, 0],
+        images.numpy(),
+        list(images),
+        list(images[:, 0].numpy()),
+        grey,
+        pictures,
+        [p.convert("RGB") for p in pictures],
+    ):
+        torch.testing.assert_close(prepare(given)["pixel_values"], want)
+    assert prepare(pictures[0])["pixel_values"].shape == (1, 1, 28, 28)
+    assert prepare(images, return_tensors="np")["pixel_values"].dtype == np.float32
+    look = transformers.pipeline(
+        "image-classification", model=zoo.vit("tiny"), image_processor=prepare
+    )
+    with torch.no_grad():
+        best = zoo.vit("tiny")(pixel_values=want).logits.argmax(1)
+    said = [look(p)[0]["label"] for p in pictures]
+    assert said == [f"LABEL_{k}" for k in best.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (torch.zeros(2, 3, 28, 28), r"shape \(2, 3, 28, 28\); needed"),
+        (torch.zeros(1, 28, 27), "an image of shape"),
+        (torch.zeros(28), "an image of shape"),
+        (torch.zeros(1, 1, 1, 28, 28), "an image of shape"),
+        (torch.full((28, 28), 255.0), "0 .paper. to 1 .ink., or uint8"),
+        (torch.full((28, 28), -0.4), "Are they normalised already"),
+        (torch.full((28, 28), float("nan")), "pixels from nan"),
+        ([], "no image"),
+    ],
+)
+def test_the_processor_refuses(given, words):
+    with pytest.raises(ValueError, match=words):
+        zoo.processor("tiny")(given)
+    with pytest.raises(ValueError, match="return_tensors='tf'"):
+        zoo.processor("tiny")(torch.zeros(28, 28), return_tensors="tf")
+    with pytest.raises(OSError, match=r"processor\('tiny'\)"):
+        zoo.processor("no/such")

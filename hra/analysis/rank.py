@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hra.checks import optional
+
 
 def spectrum(S: Float[Tensor, "m n"]) -> Float[Tensor, " k"]:
     """The singular values σ₁ ≥ σ₂ ≥ …, k = min(m, n), computed in float64."""
@@ -37,11 +39,11 @@ def structural_rank(mask: Tensor) -> int:
     matching of rows and columns.
 
     Values drawn from any density reach it with probability 1. `mask` is boolean, or any
-    matrix whose non-zeros are the support. Needs scipy.
+    matrix whose non-zeros are the support. Needs scipy (hra[viz]).
     """
-    from scipy.sparse import csr_matrix
-    from scipy.sparse.csgraph import structural_rank as matching
-
     if mask.ndim != 2:
         raise ValueError(f"a mask is a matrix, not of shape {tuple(mask.shape)}.")
-    return int(matching(csr_matrix((mask.detach() != 0).cpu().numpy())))
+    sparse = optional("scipy.sparse", "viz")
+    graph = optional("scipy.sparse.csgraph", "viz")
+    support = sparse.csr_matrix((mask.detach() != 0).cpu().numpy())
+    return int(graph.structural_rank(support))

@@ -21,10 +21,8 @@ from hra.data.packed import unpacked
 
 PARTS = ("train", "validation", "test")
 SHIFTS = ("uci", "rotated", "inverted", "noisy")
-MEAN, STD = (
-    0.13,
-    0.31,
-)  # of the train part, to two figures: what the models are fed is (image - MEAN) / STD
+SIDE = 28
+MEAN, STD = 0.13, 0.31  # of the train part, to two figures
 _FOLDER = Path(__file__).parent / "image"
 
 
@@ -136,6 +134,14 @@ def rotate(images: Tensor, degrees: Tensor, shift: Tensor | None = None) -> Tens
     return F.grid_sample(images, grid, align_corners=False)
 
 
+def pixel_values(images: Tensor) -> Tensor:
+    """What the zoo's ViTs are fed, of `images` from 0 to 1: (image - MEAN) / STD.
+
+    `hra.zoo.processor("tiny")` does it to images of any kind.
+    """
+    return (images - MEAN) / STD
+
+
 def image_batches(
     images: Tensor,
     labels: Tensor,
@@ -143,8 +149,8 @@ def image_batches(
     seed: int = 0,
     augment: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
-    """Endless batches {"pixel_values": (batch, 1, 28, 28) normalised, "labels"}, drawn
-    with replacement from `seed`.
+    """Endless batches {"pixel_values": (batch, 1, 28, 28), "labels"}, drawn with
+    replacement from `seed`; the pixels as `pixel_values` makes them of the images.
 
     augment: each image turned by up to 15 degrees and moved by up to 2 pixels. Raises
     ValueError where there is no image.
@@ -160,7 +166,7 @@ def image_batches(
             x = rotate(
                 x, turn, 4 / 28 * (2 * torch.rand(batch, 2, generator=generator) - 1)
             )
-        yield {"pixel_values": (x - MEAN) / STD, "labels": labels[i]}
+        yield {"pixel_values": pixel_values(x), "labels": labels[i]}
 
 
 @torch.no_grad()
@@ -169,6 +175,7 @@ def accuracy(model: Any, images: Tensor, labels: Tensor, batch: int = 250) -> fl
     was_training, right = model.training, 0
     model.eval()
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        right += int((model(pixel_values=(x - MEAN) / STD).logits.argmax(1) == y).sum())
+        scores = model(pixel_values=pixel_values(x)).logits
+        right += int((scores.argmax(1) == y).sum())
     model.train(was_training)
     return right / len(labels)

@@ -29,6 +29,8 @@ from typing import Any
 
 import torch
 
+from hra.checks import optional
+
 Run = dict[str, Any]  # one job's arguments and what it found; "seed" is among them
 RECORDS = files("hra.studies") / "records"
 
@@ -60,8 +62,7 @@ def interval(runs: Iterable[Run], value: str = "bits") -> tuple[float, float]:
     """Mean and half-width of the 95 % t-interval of the field `value` over the runs,
     one per seed. Raises ValueError for fewer than two runs or a seed that comes twice.
     """
-    from scipy.stats import t
-
+    t = optional("scipy.stats", "viz").t
     runs = list(runs)
     seeds = [r["seed"] for r in runs]
     if len(runs) < 2 or len(set(seeds)) < len(seeds):

@@ -54,6 +54,12 @@ A widget of one's own: subclass `StaticWidget`; `static.py` says how.
 
 from __future__ import annotations
 
+from hra.checks import optional
+
+for _needed in ("matplotlib", "anywidget"):
+    optional(_needed, "viz")
+
+# ruff: noqa: E402
 from hra.viz.bill import BillCalculator
 from hra.viz.draw import DrawDigit
 from hra.viz.live import Panel as live

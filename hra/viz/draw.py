@@ -164,7 +164,7 @@ class DrawDigit(StaticWidget):
             self._data[self.files["model"]], [(change, strength, self.keep)]
         )
         W = {n: W[n].view_as(p) for n, p in self._vit.named_parameters()}
-        pixels = (images - digits.MEAN) / digits.STD
+        pixels = digits.pixel_values(images)
         call = torch.func.functional_call
         return call(self._vit, W, kwargs={"pixel_values": pixels}).logits
 

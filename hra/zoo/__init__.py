@@ -12,9 +12,12 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+
+from hra.data import digits
 
 _HERE = Path(__file__).parent
 _OURS = {"tiny": "gpt2-tiny"}
@@ -72,8 +75,8 @@ def gpt2(name: str = "tiny", **config: Any) -> Any:
 
 
 def vit(name: str = "tiny", **config: Any) -> Any:
-    """A transformers ViTForImageClassification in eval mode, float32; images as
-    `hra.data.digits.image_batches` gives them.
+    """A transformers ViTForImageClassification in eval mode, float32. Its images come
+    from `processor(name)` or from `hra.data.digits.image_batches`, not as they are.
 
     name: "tiny" (ours, offline: the ten digits), "tiny-0-5" (ours: trained on 0 to 5,
     with a head for all ten), "random" (fresh weights, `config` as for ViTConfig, plus
@@ -154,6 +157,75 @@ def tokenizer(name: str = "tiny") -> Any:
         return AutoTokenizer.from_pretrained(name)
     except Exception as e:
         raise OSError(_absent(name, e, "tokenizer", _OURS)) from e
+
+
+class Processor:
+    """From images to what the zoo's ViTs take, called as transformers' image processors
+    are: `processor(images, return_tensors="pt")["pixel_values"]`, (N, 1, 28, 28).
+
+    images: one or many, of 28 × 28 grey values, white ink on black paper: tensors or
+    arrays, real from 0 to 1 or uint8 from 0 to 255, (28, 28), (N, 28, 28) or
+    (N, 1, 28, 28); PIL images; lists of these. Raises ValueError for another size or
+    range.
+    """
+
+    size: ClassVar[dict[str, int]] = {"height": digits.SIDE, "width": digits.SIDE}
+    image_mean, image_std = (digits.MEAN,), (digits.STD,)
+
+    def __call__(self, images: Any, return_tensors: str | None = "pt") -> Any:
+        from transformers import BatchFeature
+
+        if return_tensors not in ("pt", "np", None):
+            raise ValueError(
+                f"return_tensors={return_tensors!r}: there are 'pt' (the default) and "
+                "'np'."
+            )
+        many = images if isinstance(images, list | tuple) else [images]
+        if not len(many):
+            raise ValueError("there is no image.")
+        x = torch.cat([_grey(image) for image in many])
+        pixels = digits.pixel_values(x)
+        return BatchFeature(
+            {"pixel_values": pixels.numpy() if return_tensors == "np" else pixels}
+        )
+
+
+def _grey(image: Any) -> torch.Tensor:
+    """(N, 1, 28, 28) float32 from 0 to 1."""
+    if hasattr(image, "convert"):  # PIL
+        image = np.array(image.convert("L"))
+    x = torch.as_tensor(image)
+    side = digits.SIDE
+    channel = x.ndim in (2, 3) or (x.ndim == 4 and x.shape[1] == 1)
+    if not channel or x.shape[-2:] != (side, side):
+        raise ValueError(
+            f"an image of shape {tuple(x.shape)}; needed are ({side}, {side}), "
+            f"(N, {side}, {side}) or (N, 1, {side}, {side})."
+        )
+    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    if not (x.min() >= 0 and x.max() <= 1):  # NaN too
+        raise ValueError(
+            f"pixels from {x.min():.3g} to {x.max():.3g}; needed are real numbers from "
+            "0 (paper) to 1 (ink), or uint8. Are they normalised already?"
+        )
+    return x.reshape(-1, 1, side, side)
+
+
+def processor(name: str = "tiny") -> Any:
+    """The image processor that belongs to `vit(name)`, as `tokenizer` is for text.
+
+    For "tiny" and "tiny-0-5" a `Processor`, which `hra.data.digits` uses as well; else
+    transformers' AutoImageProcessor of a hub id or a folder. Raises OSError, saying
+    what to do, when that is absent.
+    """
+    if name in _VITS:
+        return Processor()
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except Exception as e:
+        raise OSError(_absent(name, e, "processor", _VITS)) from e
 
 
 def _absent(name: str, e: Exception, kind: str, ours: dict[str, str]) -> str:

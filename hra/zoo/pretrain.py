@@ -106,7 +106,7 @@ def validation_loss(model: Any, ids: torch.Tensor, windows: int = 128) -> float:
 def validation_images(model: Any, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Mean cross-entropy in nats an image."""
     model.eval()
-    x = (images - digits.MEAN) / digits.STD
+    x = digits.pixel_values(images)
     parts = zip(x.split(250), labels.split(250), strict=True)
     loss = sum(model(pixel_values=a, labels=b).loss.item() * len(b) for a, b in parts)
     model.train()
