@@ -26,7 +26,7 @@ KERNEL = {
     "language": "python",
     "name": "python3",
 }
-LIMIT = 60_000  # bytes of one committed notebook
+LIMIT = 100_000  # bytes of one committed notebook
 FMT = {"extension": ".md", "format_name": "myst"}
 
 
