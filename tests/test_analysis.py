@@ -51,3 +51,23 @@ def test_amplification_of_a_scaled_copy():
     W = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
     delta = torch.diag(torch.tensor([0.0, 0.0, 0.0, 5.0]))
     assert subspace.amplification(delta, W, 1) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_intruder_resembles_nothing_that_was_there(seed):
+    g = torch.Generator().manual_seed(seed)
+    W0 = torch.randn(60, 20, generator=g, dtype=torch.float64)
+    assert torch.allclose(subspace.resemblance(W0, 3 * W0, 20), torch.ones(20).double())
+    # a direction that W0 does not write, made the strongest: one intruder, the first
+    U0, s0, V0 = torch.linalg.svd(W0)
+    strong = W0 + 2 * s0[0] * torch.outer(U0[:, 25], V0[3])
+    first, *rest = subspace.resemblance(W0, strong, 5).tolist()
+    assert first < 0.5 and min(rest) > 0.9
+    # the same strength in a direction that was there moves none
+    kept = W0 + 2 * s0[0] * torch.outer(U0[:, 3], V0[3])
+    assert subspace.resemblance(W0, kept, 5).min() > 1 - 1e-9
+    noise = torch.randn(60, 20, generator=g, dtype=torch.float64)
+    assert subspace.resemblance(W0, 1e3 * noise, 5).max() < 0.8
+    for top in (0, 21):
+        with pytest.raises(ValueError, match=f"top={top} is out of range: 1 to 20"):
+            subspace.resemblance(W0, W0, top)

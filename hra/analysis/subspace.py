@@ -41,3 +41,25 @@ def amplification(
     U, _, Vh = torch.linalg.svd(delta.detach().double(), full_matrices=False)
     inside = U[:, :r].T @ W.detach().double() @ Vh[:r].T
     return float(delta.detach().double().norm() / inside.norm())
+
+
+def resemblance(
+    W0: Float[Tensor, "m n"], W: Float[Tensor, "m n"], top: int
+) -> Float[Tensor, " top"]:
+    """For each of the `top` leading left singular vectors u of W, max_i |cos(u, u_i⁰)|
+    over all left singular vectors u_i⁰ of W0 (those with a singular value above
+    rounding), in [0, 1]: 1 means that u was there before. Where it is below a threshold
+    Shuttleworth et al., 2024, arXiv:2410.21228, Definition 1, call u an intruder
+    dimension.
+
+    A basis of its own is never resembled by chance: in R^m a random direction has
+    cosines near m^-½. Raises ValueError when `top` is not in 1 … min(m, n).
+    """
+    if W0.shape != W.shape:
+        raise ValueError(f"W0 is {tuple(W0.shape)}, W is {tuple(W.shape)}.")
+    if not 1 <= top <= min(W.shape):
+        raise ValueError(f"top={top} is out of range: 1 to {min(W.shape)}.")
+    U0, s0, _ = torch.linalg.svd(W0.detach().double(), full_matrices=False)
+    U0 = U0[:, s0 > s0[0] * max(W0.shape) * torch.finfo(torch.float64).eps]
+    U = torch.linalg.svd(W.detach().double(), full_matrices=False).U[:, :top]
+    return (U0.T @ U).abs().amax(0)
