@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# name: (file, text, what replaces it, tests that must fail)
+SUITE = "tests/test_every_adapter.py::test_every_adapter"
+# name: (file, text, what replaces it, tests that must fail: the quickest that do)
 MUTANTS = {
     "A starts too large through a transposed layout": (
         "methods/lora.py",
@@ -27,25 +28,25 @@ MUTANTS = {
         "methods/lora.py",
         "self.A.copy_(draw)",
         "self.A.zero_()",
-        "tests/test_every_adapter.py",
+        f"{SUITE}[every_trained_number_receives_a_gradient-LoRA]",
     ),
     "the fast path forgets the scale": (
         "methods/lora.py",
         "F.linear(self.scale * h, B)",
         "F.linear(h, B)",
-        "tests/test_every_adapter.py",
+        f"{SUITE}[forward_is_the_definition-LoRA]",
     ),
     "the fast path scales the bias": (
         "methods/lora.py",
         "return F.linear(x, self.frozen, self.bias) + F",
         "return F.linear(x, self.frozen, self.bias) * 1.01 + F",
-        "tests/test_every_adapter.py",
+        f"{SUITE}[forward_is_the_definition-LoRA]",
     ),
     "dropout also in eval": (
         "methods/lora.py",
         "self.dropout, self.training)",
         "self.dropout, True)",
-        "tests/test_every_adapter.py",
+        f"{SUITE}[eval_mode_is_deterministic-LoRA-dropout]",
     ),
     "rsLoRA keeps LoRA's scale": (
         "methods/rslora.py",
@@ -59,6 +60,12 @@ MUTANTS = {
         "(p + bias) * gamma",
         "tests/test_lora_family.py",
     ),
+    "DoRA's norm forgets the cross term": (
+        "methods/dora.py",
+        "2 * s * (W0.to(A.dtype) @ A.T) + s * s",
+        "s * s",
+        f"{SUITE}[forward_is_the_definition-DoRA]",
+    ),
     "VeRA draws a pair for each layer": (
         "methods/vera.py",
         "site=name, shared=pair)",
@@ -71,11 +78,23 @@ MUTANTS = {
         "lr",
         "tests/test_lora_family.py",
     ),
+    "LoRA-FA trains A": (
+        "methods/lorafa.py",
+        "requires_grad=False",
+        "requires_grad=True",
+        f"{SUITE}[trained_count_is_the_formula-LoRAFA]",
+    ),
     "LoRA-FA's projection forgets the scale": (
         "methods/lorafa.py",
         "g.double() @ inverse / ctx.scale**2",
         "g.double() @ inverse",
         "tests/test_lora_family.py",
+    ),
+    "NOLA draws other bases in the backward pass": (
+        "bases.py",
+        "(g * basis.to(g)).sum() for basis in draws(*ctx.bases)",
+        "(g * basis.to(g)).sum() for basis in draws(1, *ctx.bases[1:])",
+        "tests/test_lora_family.py::test_nola_coefficient_gradients_are_inner_products",
     ),
     "the bill forgets that dropout keeps a mask": (
         "law.py",
@@ -101,6 +120,12 @@ MUTANTS = {
         "wide = {}",
         "tests/test_memory.py",
     ),
+    "measuring adds to the gradients that are there": (
+        "memory/measure.py",
+        "                t.grad = None  #",
+        "                pass  #",
+        "tests/test_memory.py::test_after_measuring_a_model_is_as_it_was_whatever_happened",
+    ),
     "a formula is run": (
         "law.py",
         "return _Parser(formula, values).result()",
@@ -112,6 +137,12 @@ MUTANTS = {
         "if (own[1].shared.includes(k))",
         "if (false)",
         "tests/test_calculator.py",
+    ),
+    "detach leaves SHiRA's values in the layer": (
+        "entries.py",
+        "        self.put_back()\n        super().release(model)",
+        "        super().release(model)",
+        f"{SUITE}[detach_gives_the_model_back-SHiRA-rand]",
     ),
     "two layers share SHiRA's random mask": (
         "methods/shira.py",
@@ -141,7 +172,14 @@ MUTANTS = {
         "sparse.py",
         "index % d_in * d_out + index // d_in if transposed else index",
         "index",
-        "tests/test_every_adapter.py",
+        f"{SUITE}[forward_is_the_definition-SHiRA-rand]",
+    ),
+    "a switch leaves the adapter before it in place": (
+        "switch.py",
+        "                for tensor, position, old, _ in self._files[self.active]:\n"
+        "                    sparse.overwrite_(tensor, position, old)\n",
+        "",
+        "tests/test_switch.py::test_a_file_stays_in_memory_and_a_bad_one_changes_nothing",
     ),
     "overlapping masks overwrite each other in a sum": (
         "switch.py",
@@ -159,7 +197,13 @@ MUTANTS = {
         "methods/houlsby.py",
         "return h + F.linear",
         "return F.linear",
-        "tests/test_every_adapter.py",
+        f"{SUITE}[starts_as_the_pretrained_model-Houlsby]",
+    ),
+    "a prefix moves the text's positions": (
+        "whole.py",
+        'kwargs["position_ids"] = at',
+        'kwargs["position_ids"] = at + self.n',
+        "tests/test_before_lora.py::test_prefix_is_attention_over_more_keys",
     ),
     "a prompt's labels are counted": (
         "methods/prompttuning.py",
@@ -167,35 +211,108 @@ MUTANTS = {
         "labels.new_full((rows, self.n), 0)",
         "tests/test_before_lora.py",
     ),
+    "hooks stay after detach": (
+        "whole.py",
+        "                    del hooks[key]  #",
+        "                    pass  #",
+        "tests/test_before_lora.py::test_only_the_adapter_trains_and_detach_is_exact",
+    ),
     "Conv1D is forgotten": (
         "linear.py",
         "return W.T if is_conv1d(layer) else W",
         "return W",
-        "tests/test_every_adapter.py",
+        f"{SUITE}[merged_model_computes_the_same-LoRA]",
+    ),
+    "Conv1D is no target": (
+        "linear.py",
+        "isinstance(layer, (nn.Linear, *ACCEPTED)) or is_conv1d(layer)",
+        "isinstance(layer, (nn.Linear, *ACCEPTED))",
+        f"{SUITE}[starts_as_the_pretrained_model-FullFT]",
+    ),
+    "the rest of the model trains too": (
+        "model.py",
+        "        root.requires_grad_(False)\n",
+        "",
+        f"{SUITE}[something_trains_and_only_the_adapter-FullFT]",
     ),
     "detach subtracts instead of putting back": (
         "adapter.py",
         "model.set_submodule(self.site, self.base)",
         "model.set_submodule(self.site, linear.with_weight(self.base, self.W0 + 0.1 - 0.1))",  # noqa: E501
-        "tests/test_every_adapter.py",
+        f"{SUITE}[detach_gives_the_model_back-LoRA]",
+    ),
+    "requires_grad is not given back": (
+        "model.py",
+        "p.requires_grad_(flags.get(name, p.requires_grad))",
+        "p.requires_grad_(True)",
+        f"{SUITE}[detach_gives_the_model_back-FullFT]",
+    ),
+    "merge leaves ΔW out": (
+        "adapter.py",
+        "linear.with_weight(self.base, self.W0 + self.delta_weight())",
+        "linear.with_weight(self.base, self.W0)",
+        f"{SUITE}[merged_model_computes_the_same-FullFT]",
+    ),
+    "a tensor hides outside the state dict": (
+        "methods/fullft.py",
+        "        self.delta = self.new",
+        "        self.mask = self.W0 * 1\n        self.delta = self.new",
+        f"{SUITE}[no_tensor_hides-FullFT]",
     ),
     "all layers share one draw": (
         "adapter.py",
         "{seed}\\0{site}",
         "{seed}",
-        "tests/test_every_adapter.py",
+        f"{SUITE}[draws_depend_on_seed_and_site-LoRA]",
     ),
     "the seed is ignored": (
         "adapter.py",
         "{seed}\\0{site}",
         "{site}",
-        "tests/test_every_adapter.py",
+        f"{SUITE}[draws_depend_on_seed_and_site-LoRA]",
+    ),
+    "tensors do not follow the base's dtype": (
+        "adapter.py",
+        "torch.zeros(shape, dtype=dtype, device=W.device)",
+        "torch.zeros(shape, dtype=WIDE, device=W.device)",
+        f"{SUITE}[tensors_follow_the_layer-FullFT]",
+    ),
+    "a failed attach leaves the model frozen": (
+        "model.py",
+        "        for _, p, flag in flags:\n            p.requires_grad_(flag)\n",
+        "",
+        "tests/test_model.py::test_a_bad_rank_at_the_second_site_undoes_the_first",
+    ),
+    "tied weights are adapted": (
+        "linear.py",
+        "if len(names) > 1:",
+        "if len(names) > 9:",
+        "tests/test_model.py::test_a_tied_weight_is_refused_with_the_reason",
+    ),
+    "the checksum is not compared": (
+        "io.py",
+        'if checksum(found, self.raw) != self.meta["checksum"]:',
+        "if False:",
+        "tests/test_files.py::test_one_flipped_bit",
+    ),
+    "another base is accepted": (
+        "model.py",
+        "if self.strict_base and base",
+        "if not self.strict_base and base",
+        "tests/test_files.py::test_another_base",
+    ),
+    "the file is written in place": (
+        "io.py",
+        'path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")\n'
+        "    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)",
+        "path\n    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)",
+        "tests/test_files.py::test_a_failed_save_leaves_the_old_file",
     ),
     "observe is not called": (
         "adapter.py",
         "self.register_forward_hook(_show)",
         "pass",
-        "tests/test_every_adapter.py",
+        f"{SUITE}[observe_sees_the_dense_gradient-LoRA]",
     ),
     "a study that was killed begins again": (
         "studies/study.py",
