@@ -16,8 +16,8 @@ from hra.adapter import Adapter
 from hra.checks import no_second_derivative
 from hra.law import Law
 
-# `few` below, as text: 1 if true, else 0
-FEW = "min(1, max(0, (15 + 4*min(1, max(0, d_in - d_out)))*d_in - 20*columns))"
+# `copies_columns` below, as text: 1 if true, else 0
+COPIED = "min(1, max(0, (15 + 4*min(1, max(0, d_in - d_out)))*d_in - 20*columns))"
 
 
 class Entries(Adapter):
@@ -174,7 +174,7 @@ class Entries(Adapter):
         sizes: Mapping[str, int | str] | None = None,
         **given: Any,
     ) -> Law:
-        """K entries that touch `columns` columns; x is copied only if it is `few`."""
+        """K entries that touch `columns` columns; x is copied only if `copied`."""
         if adapter is not None:
             sizes = {"K": len(adapter.index), "columns": len(adapter.columns)}
         if sizes is None:
@@ -184,10 +184,10 @@ class Entries(Adapter):
             )
         return Law(
             {"values": "K"},
-            {"columns of x": "few*columns", "x": "(1 - few)*d_in"},
+            {"columns of x": "copied*columns", "x": "(1 - copied)*d_in"},
             frozen={"displaced": "K"},
             int64={"index": "K", "columns touched": "columns"},
-            sizes={**sizes, "few": FEW},
+            sizes={**sizes, "copied": COPIED},
         )
 
     # ---- files ---------------------------------------------------------------------
@@ -274,7 +274,7 @@ class _Overwritten(torch.autograd.Function):
         alpha: float,
     ) -> Tensor:
         W = stored.T if transposed else stored
-        some = few(len(columns), *W.shape)
+        some = copies_columns(len(columns), *W.shape)
         # (tokens, columns), or x as it is
         kept = x.reshape(-1, x.shape[-1]).index_select(1, columns) if some else x
         ctx.save_for_backward(kept, stored, stash, values, index, columns)
@@ -301,7 +301,7 @@ class _Overwritten(torch.autograd.Function):
         return dx, *nothing, (alpha * dv).to(values.dtype), None, None, None
 
 
-def few(columns: int, d_out: int, d_in: int) -> bool:
+def copies_columns(columns: int, d_out: int, d_in: int) -> bool:
     """Whether to keep a copy of the touched columns rather than x itself, which a
     neighbour may keep anyway.
 

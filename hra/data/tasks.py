@@ -132,7 +132,7 @@ def says_everything(table: str, sentence: str) -> bool:
     return all(w in sentence for w in wanted)
 
 
-def _pack(
+def _padded(
     tokenizer: Any, pairs: Sequence[tuple[str, str]], length: int
 ) -> dict[str, Tensor]:
     """{"input_ids", "attention_mask", "labels"}: padded on the right; only the
@@ -146,9 +146,8 @@ def _pack(
             raise ValueError(
                 f"a completion of {len(c)} tokens does not fit in length={length}."
             )
-        p = p[
-            max(0, len(p) + len(c) - length) :
-        ]  # what does not fit is cut off the prompt's beginning
+        # what does not fit is cut off the prompt's beginning
+        p = p[max(0, len(p) + len(c) - length) :]
         ids.append([*p, *c])
         labels.append([-100] * len(p) + c)
     width = max(map(len, ids))
@@ -181,7 +180,7 @@ def batches(
         raise ValueError("there is no example to draw from.")
     rng = random.Random(f"hra batches {seed}")
     while True:
-        yield _pack(
+        yield _padded(
             tokenizer,
             [(e.prompt, e.completion) for e in rng.choices(rows, k=batch)],
             length,
@@ -202,7 +201,7 @@ def accuracy(
     was_training, right = model.training, 0
     model.eval()
     for e in rows:
-        b = _pack(tokenizer, [(e.prompt, f" {label}") for label in labels], length)
+        b = _padded(tokenizer, [(e.prompt, f" {label}") for label in labels], length)
         logits = (
             model(input_ids=b["input_ids"], attention_mask=b["attention_mask"])
             .logits[:, :-1]

@@ -133,8 +133,12 @@ class _Vectors(torch.autograd.Function):
     """x W0ᵀ + b ⊙ ((d ⊙ x Aᵀ) Bᵀ) + bias. Keeps h = x Aᵀ or x. With P = gᵀ h: ∂b =
     rowsum(P Λ_d ⊙ B), ∂d = colsum(Λ_b P ⊙ B).
 
-    One product B Λ_d A (d_out·d_in·r) takes the place of the two thin ones over all
-    tokens where it costs less.
+    One product B Λ_d A takes the place of thin ones over all tokens where it costs
+    less; both cost r times what stands here:
+
+        d_in ≤ r   keeps x, of d_in numbers    d_out·d_in < tokens·(d_out + d_in)
+        d_in > r   keeps x Aᵀ, of r numbers    d_out·d_in < tokens·d_out
+                   (x Aᵀ is needed anyway)
     """
 
     @staticmethod
@@ -152,7 +156,6 @@ class _Vectors(torch.autograd.Function):
         W0 = stored.T if transposed else stored
         m, n = W0.shape
         tokens, keeps_x = x.numel() // n, n <= len(d)
-        # x Aᵀ is needed anyway where it is kept
         dense = m * n < tokens * (m + n * keeps_x)
         h = x if dense and keeps_x else F.linear(x, A)
         ctx.save_for_backward(stored, A, B, b, d, x if keeps_x else h)

@@ -102,10 +102,8 @@ def neighbours(train: tuple[Tensor, Tensor], images: Tensor, k: int = 3) -> Tens
 
 def vit(name: str) -> None:
     folder = Path(__file__).parent / name
-    model, log = (
-        zoo.vit(name.removeprefix("vit-")),
-        json.loads((folder / "log.json").read_text()),
-    )
+    model = zoo.vit(name.removeprefix("vit-"))
+    log = json.loads((folder / "log.json").read_text())
     classes = log["setting"]["classes"]
     train = digits.digits("train", classes)
     sets = {"held out": digits.digits("test", classes)} | {
