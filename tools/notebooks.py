@@ -7,6 +7,10 @@
 An output is kept only in a cell tagged `nbval-check-output`, together with its
 execution count: without the count nbval compares nothing, or fails with "Unrun
 reference cell has outputs".
+
+`check` holds every chapter to its twin, its committed form, its lines and columns, and
+asks that each of its checks (a stored output, or an assert) is broken once in
+notebooks/breaks (see notebooks/conftest.py).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1] / "notebooks"
 TEXT = ROOT / "text"
@@ -27,6 +32,7 @@ KERNEL = {
     "name": "python3",
 }
 LIMIT = 100_000  # bytes of one committed notebook
+LINES, COLUMNS = 15, 88  # of a cell that is not hidden, of any
 FMT = {"extension": ".md", "format_name": "myst"}
 
 
@@ -79,6 +85,25 @@ def source(nb):
     ]
 
 
+def breaks(chapter, nb):
+    """What notebooks/breaks/NN_name.yml lacks, or has and should not."""
+    cells = [c for c in nb.cells if c.cell_type == "code"]
+    checks = {
+        i for i, c in enumerate(cells) if KEEP in tags(c) or "assert " in c.source
+    }
+    path = ROOT / "breaks" / f"{chapter}.yml"
+    given = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else []
+    broken = set()
+    for b in given:
+        where = {i for i, c in enumerate(cells) if b["find"] in c.source}
+        if len(where) != 1 or not where <= checks:
+            what = "is no check" if len(where) == 1 else f"is in {len(where)} cells"
+            yield f"break {b['break']!r}: what it looks for {what}"
+        broken |= where
+    for i in sorted(checks - broken):
+        yield f"code cell {i} is a check that no break tries: {cells[i].source[:60]!r}"
+
+
 def problems(nb_path):
     nb = nbformat.read(nb_path, as_version=4)
     md = TEXT / (nb_path.stem + ".md")
@@ -90,7 +115,13 @@ def problems(nb_path):
         yield "is not in its committed form (outputs, metadata or ids)"
     if nb_path.stat().st_size > LIMIT:
         yield f"is over {LIMIT} bytes"
+    yield from breaks(nb_path.stem, nb)
     for i, c in enumerate(c for c in nb.cells if c.cell_type == "code"):
+        lines = c.source.splitlines()
+        if len(lines) > LINES and not {"hide-cell", "hide-input"} & set(tags(c)):
+            yield f"code cell {i} stands open and has {len(lines)} lines, over {LINES}"
+        if max(map(len, lines), default=0) > COLUMNS:
+            yield f"code cell {i} has a line over {COLUMNS} columns"
         if KEEP in tags(c):
             if not c.outputs or c.execution_count is None:
                 yield f"code cell {i} is tagged {KEEP} but keeps no output"
