@@ -77,7 +77,7 @@ def test_a_file_stays_in_memory_and_a_bad_one_changes_nothing(tmp_path):
     hra.attach(base(), hra.Houlsby, r=2).save(houlsby)
     for path, error, words in (
         (tmp_path / "bad.safetensors", ValueError, "not a safetensors"),
-        (houlsby, TypeError, "no ΔW"),
+        (houlsby, TypeError, "Houlsby, which has no ΔW: .* It cannot be switched"),
         (tmp_path / "absent.safetensors", FileNotFoundError, "does not exist"),
     ):
         with pytest.raises(error, match=words):
@@ -86,6 +86,12 @@ def test_a_file_stays_in_memory_and_a_bad_one_changes_nothing(tmp_path):
             torch.testing.assert_close(W, merged[name])
     with pytest.raises(ValueError, match="already holds adapters"):
         hra.Switch(hra.attach(base(), hra.LoRA, r=2).model)
+    with pytest.raises(TypeError, match=r"Houlsby, which has no ΔW: .* be fused"):
+        hra.fuse(base(), {houlsby: 1.0})
+    gpt2, prefix = hra.zoo.gpt2("random"), tmp_path / "prefix.safetensors"
+    hra.attach(gpt2, hra.PrefixTuning, n=2).save(prefix)
+    with pytest.raises(TypeError, match=r"PrefixTuning, which has no ΔW: .* be fused"):
+        hra.fuse(hra.zoo.gpt2("random"), {prefix: 1.0})
 
 
 @pytest.mark.parametrize("mixed", [False, True])
