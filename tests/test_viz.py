@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
@@ -157,7 +158,9 @@ def test_the_live_panel_trains_and_reports():
     p.rank.value = 2
     p.start()
     p.wait()
-    assert p.error is None and len(p.log.steps) == 6 and len(p.log.evaluations) == 2
+    assert p.error is None and len(p.log.steps) == 6
+    # the level before the first step, then every third
+    assert [e["step"] for e in p.log.evaluations] == [0, 3, 6]
     assert (
         "Done" in p.status.value
         and p.picture.value[:4] == b"\x89PNG"
@@ -174,7 +177,29 @@ def test_the_live_panel_can_be_cancelled():
     )(p._show)
     p.start()
     p.wait()
-    assert len(p.log.steps) == 3 and "Cancelled" in p.status.value
+    assert len(p.log.steps) == 3 and "Cancelled after 3 steps" in p.status.value
+    assert "nats per token; before, 3.00 bits" in p.status.value
+    assert "nan" not in p.status.value
+
+
+def test_one_panel_trains_at_a_time_and_says_so_at_once():
+    begun, go = threading.Event(), threading.Event()
+    first = panel(steps=5000)
+    make = first.make_model
+    first.make_model = lambda: (begun.set(), go.wait(60), make())[2]
+    first.start()
+    assert begun.wait(60) and first.status.value == "Starting…"
+    assert first.train.disabled and not first.cancel.disabled
+    again = panel()  # its cell is run again
+    go.set()
+    first.wait()
+    assert len(first.log.steps) == 1 and "Cancelled" in first.status.value
+    third = panel(steps=5000)
+    again.start()
+    third.start()  # waits for the one before, which it stops
+    third._stop.set()
+    third.wait()
+    assert not again._thread.is_alive() and len(third.log.steps) == 1
 
 
 def test_the_live_panel_shows_what_went_wrong():

@@ -8,7 +8,7 @@ import html
 import io
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from hra.viz.static import StaticWidget
 
@@ -19,8 +19,12 @@ class Panel:
 
     make_model() gives a fresh model, make_batches() endless batches, evaluate(model)
     the number to watch (bits per character). `recorded` is what a page without a kernel
-    shows: a `hra.Log`, or a widget such as `hra.viz.replay(...)`.
+    shows: a `hra.Log`, or a widget such as `hra.viz.replay(...)`. One panel trains at a
+    time: a new one, of a cell that is run again, stops the run before it.
     """
+
+    _latest: ClassVar[Panel | None] = None  # that was started
+    _stop: threading.Event
 
     def __init__(
         self,
@@ -35,6 +39,8 @@ class Panel:
     ) -> None:
         import ipywidgets as w
 
+        if Panel._latest is not None:
+            Panel._latest._stop.set()
         self.make_model, self.make_batches, self.evaluate = (
             make_model,
             make_batches,
@@ -93,9 +99,13 @@ class Panel:
         """Train in a thread, so that Cancel is heard."""
         if self._thread is not None and self._thread.is_alive():
             return
+        self.status.value = "Starting…"
         self._stop.clear()
         self.train.disabled, self.cancel.disabled = True, False
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        before, Panel._latest = Panel._latest, self
+        if before is not None and before is not self:
+            before._stop.set()
+        self._thread = threading.Thread(target=self._run, args=(before,), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -103,12 +113,15 @@ class Panel:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, before: Panel | None) -> None:
         import hra
 
         self.error = None
         try:
+            if before is not None and before is not self:
+                before.wait()
             model = self.make_model()
+            self._level = float(self.evaluate(model))
             hyper = (
                 {"mask": self.mask.value, "density": self.density.value}
                 if self.method == "SHiRA"
@@ -128,14 +141,13 @@ class Panel:
                 callback=self._show,
             )
             word = "Cancelled" if self._stop.is_set() else "Done"
-            last = (
-                self.log.evaluations[-1]["value"]
-                if self.log.evaluations
-                else float("nan")
-            )
+            done, last = len(self.log.steps), self.log.evaluations[-1]
+            result = f"{last['value']:.2f} bits per character"
+            if last["step"] < done:  # cancelled between two evaluations
+                result = f"loss {self.log.losses[-1]:.2f} nats per token"
             self.status.value = (
-                f"{word}: {tuned.num_trainable:,} trained numbers, "
-                f"{last:.2f} bits per character."
+                f"{word} after {done} steps: {tuned.num_trainable:,} trained numbers, "
+                f"{result}; before, {self._level:.2f} bits per character."
             )
         except Exception as e:  # shown to the reader: a thread has nobody else to tell
             self.error = e
@@ -146,11 +158,12 @@ class Panel:
     def _show(self, log: Any) -> bool:
         self.log = log
         step = len(log.steps)
+        if step == 1:  # the level that the curve starts from
+            log.evaluations.insert(0, {"step": 0, "value": self._level})
         self.progress.value = step
-        if step % 5 == 0 or step == self.steps:
-            self.status.value = (
-                f"Step {step} of {self.steps}, loss {log.losses[-1]:.2f} nats a token."
-            )
+        if step == 1 or step % 5 == 0 or step == self.steps:
+            loss = f"{log.losses[-1]:.2f} nats per token"
+            self.status.value = f"Step {step} of {self.steps}, loss {loss}."
             self.picture.value = _png(log)
         return not self._stop.is_set()
 
