@@ -1,9 +1,12 @@
 """The package as others install it: what is optional says so, what travels is there."""
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,46 @@ def test_fit_interrupted_returns_its_log_and_writes_nothing_to_a_pipe():
         cwd=ROOT,
     )
     assert (done.stdout, done.stderr) == ("3 True True\n", "")
+
+
+def test_the_wheel_holds_what_the_chapters_need(tmp_path):
+    source, empty = tmp_path / "source", tmp_path / "empty"
+    empty.mkdir()
+    shutil.copytree(
+        ROOT / "hra",
+        source / "hra",
+        ignore=shutil.ignore_patterns("__pycache__", "checkpoint.pt"),
+    )
+    (source / "hra/zoo/gpt2-tiny/checkpoint.pt").write_bytes(b"a run's, not a reader's")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "pip wheel . -q --no-deps --no-build-isolation -w".split()
+    subprocess.run(
+        [sys.executable, "-m", *build, str(tmp_path)], cwd=source, check=True
+    )
+    (wheel,) = tmp_path.glob("hra-*.whl")
+    assert wheel.stat().st_size <= 25e6
+    with zipfile.ZipFile(wheel) as z:
+        held = {n for n in z.namelist() if n.startswith("hra/")}
+        z.extractall(tmp_path / "installed")
+    ours = {
+        p.relative_to(source).as_posix()
+        for p in (source / "hra").rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert ours - held == {"hra/zoo/gpt2-tiny/checkpoint.pt"} and held <= ours
+    # away from the repository everything is there
+    code = (
+        "import hra; hra.zoo.gpt2(), hra.zoo.vit(), hra.zoo.tokenizer()\n"
+        "[hra.data.documents(c) for c in hra.data.CORPORA]; hra.data.digits.digits()\n"
+        "names = [p.stem for p in hra.studies.study.RECORDS.glob('*.json')]\n"
+        "print(hra.__file__, len([hra.studies.record(n) for n in names]) > 3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=empty,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+    )
+    assert done.stdout == f"{tmp_path}/installed/hra/__init__.py True\n", done.stderr
