@@ -600,6 +600,9 @@ def test_after_a_timeline_the_model_is_as_it_was():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is g and torch.equal(g, c) for p, g, c in grads)
     assert not model.training
+    for name in ("steps", "batches"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            memory.timeline(model, batch, **{name: 0})
     with pytest.raises(ValueError, match="nothing of this model trains"):
         memory.timeline(gpt2().requires_grad_(False), batch)
     with pytest.raises(ValueError, match="without a loss"):
