@@ -69,6 +69,27 @@ def test_the_log_and_the_mode():
     assert log.plot().savefig and "7 steps" in repr(log)
 
 
+def test_training_goes_on_in_training_mode_after_an_evaluation():
+    model, batches = setup()
+    modes = []
+
+    def evaluate():
+        model.eval()
+        return 0.0
+
+    hra.fit(
+        tuned(model),
+        batches(),
+        4,
+        1e-2,
+        progress=False,
+        every=2,
+        evaluate=evaluate,
+        callback=lambda log: modes.append(model.training),
+    )
+    assert modes == [True] * 4 and not model.training
+
+
 def test_the_callback_stops():
     model, batches = setup()
     assert (
