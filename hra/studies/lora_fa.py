@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from hra.studies import moby
-from hra.studies.study import Study, choose
+from hra.studies.study import Study
 
 RANKS, SEEDS = (8, 14, 64), (0, 1, 2, 3, 4)
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
@@ -31,13 +31,8 @@ record = STUDY.record
 
 
 def main(study: Study) -> None:
-    grid = [(k, lr) for k in SETTINGS for lr in RATES]
-    tuning = study.do(moby.jobs(grid, [moby.TUNING], "validation"))
-    chosen = choose(tuning.values(), by=["setting"])
-    study.protocol(chosen, moby.ON)
-    best = {c["setting"]: c["best"] for c in chosen}
-    study.do(moby.jobs(grid, SEEDS[:1]) | moby.jobs(best.items(), SEEDS))
-    study.note(before=moby.before(), lr=best)
+    cells = ((k, lr) for k in SETTINGS for lr in RATES)
+    moby.grid(study, cells, SEEDS)
 
 
 if __name__ == "__main__":

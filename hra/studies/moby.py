@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import hra
+from hra.studies.study import Study, choose
 
 STEPS, BATCH, LENGTH, LIMIT = 60, 8, 128, 40_000
 CALIBRATION = 8  # training batches that the masks grad and snip see
@@ -107,3 +108,18 @@ def jobs(
         for s in seeds
         for k, lr in cells
     }
+
+
+def grid(
+    study: Study, cells: Iterable[tuple[str, float]], seeds: Iterable[int]
+) -> None:
+    """Every (setting, learning rate) tuned on the validation chapters; reported at the
+    best rate with all seeds, at the others with the first.
+    """
+    cells, seeds = list(cells), list(seeds)
+    tuning = study.do(jobs(cells, [TUNING], "validation"))
+    chosen = choose(tuning.values(), by=["setting"])
+    study.protocol(chosen, ON)
+    best = {c["setting"]: c["best"] for c in chosen}
+    study.do(jobs(cells, seeds[:1]) | jobs(best.items(), seeds))
+    study.note(before=before(), lr=best)
