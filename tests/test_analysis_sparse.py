@@ -179,3 +179,73 @@ def test_orthogonal_outputs_are_not_enough():
         )
         == 0.0
     )
+
+
+SMOOTH = {
+    torch.nn.functional.gelu: 0.8,
+    torch.nn.functional.silu: 0.5,
+    torch.tanh: 0.77,
+}
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_cross_terms_are_products_of_outputs(activation):
+    """Entry by entry at most max|σ″| |a| |b|; for small adapters σ″(z) a b, up to third
+    order; zero where one of the outputs is.
+    """
+    W, A, B, x = draw(0, 10, 8), draw(1, 10, 8), draw(2, 10, 8), draw(3, 40, 8)
+    a, b = x @ A.T, x @ B.T
+    cross = orthogonality.cross_terms(W, A, B, x, activation)
+    assert cross.shape == (40, 10)
+    assert (cross.abs() <= SMOOTH[activation] * (a * b).abs()).all()
+    B[3], t = 0, 1e-3
+    cross = orthogonality.cross_terms(W, A, B, x, activation)
+    assert (cross[:, 3] == 0).all() and (cross[:, :3] != 0).any(0).all()
+    small = orthogonality.cross_terms(W, t * A, t * B, x, activation)
+    first = orthogonality.cross_terms(W, t * A, t * B, x, activation, leading=True)
+    assert first.norm() > 0.01 * t**2 * (a * b).norm()
+    assert (small - first).norm() < 0.05 * first.norm()
+
+
+def test_the_second_derivative_is_the_activations_own():
+    z, one = draw(0, 50, 1), torch.ones(1, 1).double()
+    lead = orthogonality.cross_terms
+    tanh = lead(one, one, one, z, torch.tanh, leading=True)
+    u = z.tanh()
+    assert torch.allclose(tanh, -2 * u * (1 - u**2) * z * z)
+    for flat in (torch.relu, lambda v: v, lambda v: 3 * v + 1, torch.ones_like):
+        assert not lead(one, one, one, z, flat, leading=True).any()
+    # the cross terms of a piecewise linear σ come from its kink: at z = 1, a = −1/2 and
+    # b = −3/4 it is crossed by both together alone, by a quarter
+    crossed = lead(one, -one / 2, -3 * one / 4, one, torch.relu)
+    assert crossed.item() == 0.25
+    assert lead(2 * one, -one / 2, -3 * one / 4, one, torch.relu).item() == 0.0
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_interference_is_the_relative_size_of_the_cross_terms(activation):
+    W, A, B, x = draw(0, 10, 8), draw(1, 10, 8), draw(2, 10, 8), draw(3, 40, 8)
+    start = activation(x @ W.T)
+    one, two, both = (activation(x @ (W + M).T) - start for M in (A, B, A + B))
+    cross = orthogonality.cross_terms(W, A, B, x, activation)
+    torch.testing.assert_close(cross, both - one - two)
+    assert orthogonality.interference(W, A, B, x, activation) == pytest.approx(
+        float(cross.norm() / (one + two).norm())
+    )
+
+
+def test_the_corrected_lemma_for_struct_masks_with_the_diagonal():
+    """1 − AWOR ≤ density + density − 1/n; the count is n + |S1| + |S2| less what S2 and
+    S1ᵀ share.
+    """
+    n, rows = 24, ((0, 8, 16), (1, 9, 17))
+    A, B = (draw(k, n, n) * 0 for k in range(2))
+    for k, (M, at) in enumerate(zip((A, B), rows, strict=True)):
+        M[list(at)] = draw(k, len(at), n)
+        M.diagonal().copy_(draw(9 + k, n))
+    dense = float((A != 0).double().mean() + (B != 0).double().mean())
+    found = 1 - orthogonality.awor(A, B)
+    assert found <= dense - 1 / n + 1e-12
+    off = 3 * (n - 1)
+    assert found * n * n == pytest.approx(n + 2 * off - 9)
+    assert orthogonality.awor(A, A) == 0.0  # the same rows twice: no zero is left

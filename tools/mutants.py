@@ -326,6 +326,54 @@ MUTANTS = {
         "_field(r, value) - next(iter(other.values()))",
         "tests/test_studies.py",
     ),
+    "the cross terms forget what one adapter does alone": (
+        "analysis/orthogonality.py",
+        "- activation(z + b) + activation(z)",
+        "+ activation(z)",
+        "tests/test_analysis_sparse.py",
+    ),
+    "the first cross term forgets one of the outputs": (
+        "analysis/orthogonality.py",
+        "_curvature(activation, z) * a * b",
+        "_curvature(activation, z) * a",
+        "tests/test_analysis_sparse.py",
+    ),
+    "the first cross term takes the slope for the curvature": (
+        "analysis/orthogonality.py",
+        "for _ in range(2):",
+        "for _ in range(1):",
+        "tests/test_analysis_sparse.py",
+    ),
+    "interference is held to one effect alone": (
+        "analysis/orthogonality.py",
+        "(one + two).norm()",
+        "one.norm()",
+        "tests/test_analysis_sparse.py",
+    ),
+    "AWOM is of the inputs that are read, not of the outputs": (
+        "analysis/orthogonality.py",
+        "product = A1.T @ A2\n",
+        "product = A1 @ A2.T\n",
+        "tests/test_analysis_sparse.py",
+    ),
+    "AWOR counts what is not zero": (
+        "analysis/orthogonality.py",
+        "return 1.0 - float((product != 0)",
+        "return float((product != 0)",
+        "tests/test_analysis_sparse.py",
+    ),
+    "expected AWOR forgets one of the masks": (
+        "analysis/orthogonality.py",
+        "(1.0 - p) ** d_out",
+        "(1.0 - density1) ** d_out",
+        "tests/test_analysis_sparse.py",
+    ),
+    "expected AWOM takes rows for columns": (
+        "analysis/orthogonality.py",
+        "d_out**0.5 * d_in * density",
+        "d_in**0.5 * d_out * density",
+        "tests/test_analysis_sparse.py",
+    ),
 }
 
 

@@ -70,6 +70,47 @@ def expected_awom(d_out: int, d_in: int, density: float, sigma: float = 1.0) -> 
     return float(d_out**0.5 * d_in * density * sigma**2)
 
 
+def cross_terms(
+    W: Float[Tensor, "m n"],
+    A1: Float[Tensor, "m n"],
+    A2: Float[Tensor, "m n"],
+    x: Float[Tensor, "*tokens n"],
+    activation: Callable[[Tensor], Tensor],
+    *,
+    leading: bool = False,
+) -> Float[Tensor, "*tokens m"]:
+    """What the two adapters do together beyond what each does alone, output by output.
+
+    With z = x Wᵀ, a = x A1ᵀ, b = x A2ᵀ and an elementwise activation σ:
+
+        σ(z + a + b) − σ(z + a) − σ(z + b) + σ(z)
+
+    Where σ has two derivatives this is a ⊙ b ⊙ ∫∫ σ″(z + s a + t b) ds dt over the unit
+    square; `leading` gives the first term of its series, σ″(z) ⊙ a ⊙ b, instead (zero
+    for a piecewise linear σ, whose cross terms come from its kinks). Both are products
+    of *outputs*; no matrix product of A1 and A2 occurs. Computed in float64.
+    """
+    W, A1, A2, x = (t.detach().double() for t in (W, A1, A2, x))
+    z, a, b = (x @ M.T for M in (W, A1, A2))
+    if leading:
+        return _curvature(activation, z) * a * b
+    return activation(z + a + b) - activation(z + a) - activation(z + b) + activation(z)
+
+
+def _curvature(activation: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """σ″(z) of an elementwise activation, by differentiating twice."""
+    with torch.enable_grad():
+        z = z.requires_grad_()
+        d = activation(z)
+        for _ in range(2):
+            if not d.requires_grad:  # what is constant has slope 0
+                return torch.zeros_like(d)
+            (d,) = torch.autograd.grad(
+                d.sum(), z, create_graph=True, materialize_grads=True
+            )
+    return d.detach()
+
+
 def interference(
     W: Float[Tensor, "m n"],
     A1: Float[Tensor, "m n"],
@@ -83,11 +124,13 @@ def interference(
     With f(V) = activation(x Vᵀ) and e(A) = f(W + A) − f(W):
 
         ‖e(A1 + A2) − e(A1) − e(A2)‖ / ‖e(A1) + e(A2)‖
-    Zero for an affine activation, and for every elementwise one when no output row of
-    A1 is one of A2. Computed in float64.
+
+    the norm of the `cross_terms` above. Zero for an affine activation, and for every
+    elementwise one when no output row of A1 is one of A2. Computed in float64.
     """
+    gap = float(cross_terms(W, A1, A2, x, activation).norm())
     W, A1, A2, x = (t.detach().double() for t in (W, A1, A2, x))
     start = activation(x @ W.T)
-    both, one, two = (activation(x @ (W + A).T) - start for A in (A1 + A2, A1, A2))
-    alone, gap = float((one + two).norm()), float((both - one - two).norm())
+    one, two = (activation(x @ (W + A).T) - start for A in (A1, A2))
+    alone = float((one + two).norm())
     return 0.0 if gap == 0.0 else gap / alone if alone else float("inf")
