@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 NAME ?= lora_moby
 PORT ?= 8000
+# processes of the tests; each runs on one thread
+JOBS ?= 2
 export PYTHONHASHSEED = 0
 export TOKENIZERS_PARALLELISM = false
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
@@ -31,11 +33,11 @@ attack: .venv/.stamp
 	$(BIN)/python tools/attack.py
 
 unit: .venv/.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 	$(BIN)/python tools/mutants.py
 
 nbval: .venv/.stamp
-	$(BIN)/python -m pytest -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore notebooks
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore notebooks
 
 site: book
 	$(BIN)/python tools/check_site.py
