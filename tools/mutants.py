@@ -328,8 +328,8 @@ MUTANTS = {
     ),
     "the cross terms forget what one adapter does alone": (
         "analysis/orthogonality.py",
-        "- activation(z + b) + activation(z)",
-        "+ activation(z)",
+        "return with_b - (without - activation(z))",
+        "return with_b",
         "tests/test_analysis_sparse.py",
     ),
     "the first cross term forgets one of the outputs": (
@@ -373,6 +373,18 @@ MUTANTS = {
         "d_out**0.5 * d_in * density",
         "d_in**0.5 * d_out * density",
         "tests/test_analysis_sparse.py",
+    ),
+    "the page adds one of two adapters": (
+        "viz/pad.js",
+        "+ a * (u[i] - old[i]) + b * (v[i] - old[i])",
+        "+ a * (u[i] - old[i])",
+        "tests/test_two_adapters.py",
+    ),
+    "the page's cross terms are matrix products": (
+        "viz/cross.js",
+        "cross: both.map((p, i) => p - alone[i])",
+        "cross: product.slice(0, 4)",
+        "tests/test_two_adapters.py",
     ),
 }
 

@@ -94,7 +94,9 @@ def cross_terms(
     z, a, b = (x @ M.T for M in (W, A1, A2))
     if leading:
         return _curvature(activation, z) * a * b
-    return activation(z + a + b) - activation(z + a) - activation(z + b) + activation(z)
+    # in this order it is 0, not a rounding, where a or b is
+    with_b, without = activation(z + a + b) - activation(z + b), activation(z + a)
+    return with_b - (without - activation(z))
 
 
 def _curvature(activation: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

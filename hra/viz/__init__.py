@@ -41,6 +41,8 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.SwitchCost(record["milliseconds"]["1"], d=4096)
     viz.BillCalculator(method="LoRA", presets={"GPT-2": {"model": "GPT-2"}})
     viz.MaskPainter()
+    viz.CrossTerms()
+    viz.AdapterPad({"rotated": {"LoRA": file}, "inverted": {"LoRA": file}})
 
 A prediction: the reader commits to a number or a choice, then sees the widget with the
 guess beside the answer. Once a chapter.
@@ -61,9 +63,11 @@ for _needed in ("matplotlib", "anywidget"):
 
 # ruff: noqa: E402
 from hra.viz.bill import BillCalculator
+from hra.viz.cross import CrossTerms
 from hra.viz.draw import DrawDigit
 from hra.viz.live import Panel as live
 from hra.viz.mask import MaskExplorer
+from hra.viz.pad import AdapterPad
 from hra.viz.paint import MaskPainter
 from hra.viz.plots import bills, intervals, plot_log
 from hra.viz.rank import RankSlider
@@ -77,7 +81,9 @@ __all__ = [
     "FAMILIES",
     "INK",
     "PARTS",
+    "AdapterPad",
     "BillCalculator",
+    "CrossTerms",
     "DrawDigit",
     "MaskExplorer",
     "MaskPainter",
