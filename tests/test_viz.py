@@ -349,6 +349,52 @@ def test_the_bandwidth_is_that_of_the_measured_copy():
     assert w.roofline()["copy"] == pytest.approx(12 * 4096**2 / 7e6)
 
 
+@node
+def test_the_count_explorer_counts_as_the_library_does():
+    w = hra.viz.CountExplorer()
+    choices = [
+        {"model": model, "lora": r, "vera": 4 * r, "nola": 2 * r, "pranc": 3 * r}
+        for model in ("GPT-2 small", "LLaMA-2 7B", "ViT-B/16")
+        for r in (1, 8, 1024)
+    ]
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        assert got == w.facts()
+    for name, value in (("model", "GPT-5"), ("vera", 4097), ("lora", 0)):
+        with pytest.raises(ValueError, match=str(value)):
+            setattr(w, name, value)
+    assert w.summary() and w.fallback_figure().words() == w.summary()
+    assert len(w._js_path.read_bytes()) < 10_240
+
+
+def test_the_count_explorer_has_the_counts_of_the_bill(monkeypatch):
+    w = hra.viz.CountExplorer(lora=4, vera=32, nola=16, pranc=100)
+    hyper = {"LoRA": {"r": 4}, "VeRA": {"r": 32}, "NOLA": {"k": 16, "l": 16}}
+    hyper["PRANC"] = {"m": 100}
+    for name, known in hyper.items():
+        bill = hra.memory.preset_cost(
+            "GPT-2 small", hra.METHODS[name], "all", tokens=1, **known
+        )
+        assert w.facts()[name]["trained"] == bill.trained.numbers, name
+    # what is drawn in a step, counted on a model of two layers
+    drawn = []
+    real = torch.Tensor.uniform_
+    monkeypatch.setattr(
+        torch.Tensor,
+        "uniform_",
+        lambda t, *a, **k: drawn.append(t.numel()) or real(t, *a, **k),
+    )
+    shapes = [[24, 16], [12, 24]]
+    w.models = {"GPT-2 small": [1, shapes]}
+    for name in ("NOLA", "PRANC"):
+        net = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Linear(24, 12))
+        tuned = hra.attach(net, hra.METHODS[name], targets=".*", **hyper[name])
+        drawn.clear()
+        tuned.model(torch.ones(3, 16)).sum().backward()
+        assert sum(drawn) == w.facts()[name]["random"], name
+
+
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_the_switch_explorer_does_not_contradict_the_record(threads):
     record = hra.studies.record("switch")

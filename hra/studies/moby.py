@@ -88,13 +88,15 @@ def fine_tune(
     return tuned, found | {"losses": [round(x, 3) for x in log.losses]}
 
 
-def curves(method: str, seed: int, lr: float, part: str, hyper: dict) -> dict[str, Any]:
+def curves(
+    method: str, seed: int, lr: float, part: str, hyper: dict, targets: str = ALL
+) -> dict[str, Any]:
     """What a grid records of a run: `trained`, `bits`, 30 `losses` (the i-th is that of
     step 2i + 1, so the first is the pretrained model's), and of a reported run `curve`:
     (step, bits) from step 0.
     """
     every = CURVES["every"] if part == "test" else None
-    found = fine_tune(method, seed, lr, part, hyper, every=every)[1]
+    found = fine_tune(method, seed, lr, part, hyper, targets, every)[1]
     return found | {"losses": found["losses"][::2]}
 
 

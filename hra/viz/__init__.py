@@ -43,6 +43,7 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.MaskPainter()
     viz.CrossTerms()
     viz.AdapterPad({"rotated": {"LoRA": file}, "inverted": {"LoRA": file}})
+    viz.CountExplorer(model="LLaMA-2 7B", vera=256)
 
 A prediction: the reader commits to a number or a choice, then sees the widget with the
 guess beside the answer. Once a chapter.
@@ -63,6 +64,7 @@ for _needed in ("matplotlib", "anywidget"):
 
 # ruff: noqa: E402
 from hra.viz.bill import BillCalculator
+from hra.viz.count import CountExplorer
 from hra.viz.cross import CrossTerms
 from hra.viz.draw import DrawDigit
 from hra.viz.live import Panel as live
@@ -83,6 +85,7 @@ __all__ = [
     "PARTS",
     "AdapterPad",
     "BillCalculator",
+    "CountExplorer",
     "CrossTerms",
     "DrawDigit",
     "MaskExplorer",
