@@ -21,7 +21,7 @@ from hra.studies.study import Study, choose
 SEEDS = (0, 1, 2, 3, 4)
 STEPS, BATCH = 150, 64  # of the ViT
 # setting: method, its numbers, which weights
-TEXT: dict[str, tuple[str, dict[str, int], str]] = {
+TEXT: dict[str, tuple[str, dict[str, Any], str]] = {
     "NOLA 384": ("NOLA", {"k": 384, "l": 384}, moby.ALL),
     "VeRA 336": ("VeRA", {"r": 336}, moby.ALL),
     "LoRA c_attn": ("LoRA", {"r": 1}, "c_attn"),
@@ -32,7 +32,7 @@ TEXT: dict[str, tuple[str, dict[str, int], str]] = {
     "PRANC 48": ("PRANC", {"m": 48}, moby.ALL),
     "VeRA 1024": ("VeRA", {"r": 1024}, moby.ALL),
 }
-DIGITS: dict[str, tuple[str, dict[str, int]]] = {
+DIGITS: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA": ("LoRA", {"r": 1}),
     "VeRA": ("VeRA", {"r": 149}),
     "NOLA": ("NOLA", {"k": 149, "l": 149}),
