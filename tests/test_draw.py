@@ -264,17 +264,13 @@ def test_the_widget_serves_every_reader(adapters, tmp_path, monkeypatch):
     monkeypatch.setenv(packed.FOLDER, str(tmp_path))
     w = hra.viz.DrawDigit(adapters)
     data, _ = w._repr_mimebundle_()
-    assert {
-        "application/vnd.jupyter.widget-view+json",
-        "text/html",
-        "image/png",
-        "text/plain",
-    } <= set(data)
+    vit = (Path(hra.viz.__file__).parent / "vit.js").read_text(encoding="utf-8")
+    assert set(data) == {"text/html", "image/png", "text/plain"}
     assert data["text/plain"] == w.summary() == w.fallback_figure().words()
     written = {p.stem for p in tmp_path.iterdir()}
     assert written == set(w.files.values()) and len(written) == 6
     assert len(json.dumps(w.public_state())) < 5_000
-    assert len(data["text/html"]) < 120_000 and w.script() in w._esm
+    assert len(data["text/html"]) < 120_000 and vit in w._esm
     assert w.kinds["inverted"]["LoRA"] == {
         "ranks": 4,
         "numbers": [10752 * ((k + 1) // 2) for k in range(9)],
@@ -308,10 +304,27 @@ def test_what_does_not_exist_is_refused(adapters, tmp_path):
         hra.viz.DrawDigit({"mirrored": adapters["rotated"]})
     with pytest.raises(ValueError, match="needs a file"):
         hra.viz.DrawDigit({"rotated": {}})
-    with pytest.raises(ValueError, match="0 to 8 eighths"):
+    with pytest.raises(ValueError, match="keep=9 is out of range: 0 to 8"):
         hra.viz.DrawDigit(adapters, keep=9)
     with pytest.raises(FileNotFoundError):
         hra.viz.DrawDigit({"rotated": {"LoRA": tmp_path / "absent"}})
+    w = hra.viz.DrawDigit(adapters)
+    for name, value, said in (
+        ("alpha", 3.0, "-1 to 2"),
+        ("keep", -1, "0 to 8"),
+        ("sample", 10, "0 to 9"),
+        ("task", "mirrored", "rotated, inverted"),
+        ("kind", "DoRA", "LoRA, SHiRA"),
+        ("shown", "mirrored", "plain, rotated, inverted"),
+    ):
+        before = getattr(w, name)
+        with pytest.raises(ValueError, match=said):
+            setattr(w, name, value)
+        assert getattr(w, name) == before
+    only = {"rotated": {"LoRA": adapters["rotated"]["LoRA"]}, "inverted": {}}
+    only["inverted"]["SHiRA"] = adapters["inverted"]["SHiRA"]
+    with pytest.raises(ValueError, match="'SHiRA' is no adapter for rotated"):
+        hra.viz.DrawDigit(only, kind="SHiRA")
 
 
 def test_modules_in_full_are_refused(tmp_path):

@@ -127,6 +127,13 @@ def test_the_number_is_that_of_the_file(page):
     assert findings(page, THEOREM.format("Theorem 2 "), "book/intro.html") == []
 
 
+def test_a_page_names_no_live_model():
+    book = load(ROOT / "tools/sphinx_ext/hra_book.py")
+    context = {"body": f'<div data-hra="1" data-live="{32 * "a"}">x</div>'}
+    book.slim_page(None, "a", "page.html", context, None)
+    assert context["body"] == '<div data-hra="1">x</div>'
+
+
 def test_without_a_browser_it_fails_where_one_is_required(monkeypatch, capsys):
     monkeypatch.setattr(site.sys, "argv", ["check_site.py"])
     monkeypatch.setattr(site.shutil, "which", lambda name: None)

@@ -93,7 +93,7 @@ def test_the_pad_serves_every_reader(pad, tmp_path, monkeypatch):
     assert data["text/plain"] == pad.summary() == pad.fallback_figure().words()
     assert {p.stem for p in tmp_path.iterdir()} == set(pad.files.values())
     assert len(json.dumps(pad.public_state())) < 8_000
-    assert "sketch" in pad.script() and pad.script() in pad._esm
+    assert "sketch" in pad.script() and "function sketch(" in pad._esm
 
 
 def test_a_pad_of_one_task_or_of_unlike_kinds_is_refused(adapters):
@@ -104,6 +104,8 @@ def test_a_pad_of_one_task_or_of_unlike_kinds_is_refused(adapters):
         hra.viz.AdapterPad({"rotated": adapters["rotated"], "inverted": few})
     with pytest.raises(ValueError, match=r"one=2\.5"):
         hra.viz.AdapterPad(adapters, one=2.5)
+    with pytest.raises(ValueError, match=r"two=-1\.5 is out of range: -1 to 2"):
+        hra.viz.AdapterPad(adapters).two = -1.5
 
 
 # ---- the painted pair

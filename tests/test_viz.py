@@ -2,15 +2,18 @@
 kernel.
 """
 
+import base64
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -112,17 +115,30 @@ def test_static_html_is_deterministic_and_loads_nothing():
 
 def test_the_bundle_serves_every_reader():
     data, _ = slider()._repr_mimebundle_()
-    assert {
-        "application/vnd.jupyter.widget-view+json",
-        "text/html",
-        "image/png",
-        "text/plain",
-    } <= set(data)
+    # one HTML, with a kernel or without: the view of a live widget is dead when saved
+    assert set(data) == {"text/html", "image/png", "text/plain"}
     assert data["text/plain"].startswith("rank 8 of 12")
     assert (
         len(json.dumps(slider().public_state())) < 50_000
         and RankSlider._js_path.stat().st_size < 10_000
     )
+
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def test_code_and_colab_show_the_widgets_own_view(monkeypatch):
+    monkeypatch.setenv("VSCODE_PID", "1")
+    assert VIEW in slider()._repr_mimebundle_()[0]
+    monkeypatch.delenv("VSCODE_PID")
+    assert VIEW not in slider()._repr_mimebundle_()[0]
+    shell = SimpleNamespace(user_ns={"__vsc_ipynb_file__": "a.ipynb"})
+    monkeypatch.setitem(
+        sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell)
+    )
+    assert VIEW in slider()._repr_mimebundle_()[0]
+    monkeypatch.delitem(shell.user_ns, "__vsc_ipynb_file__")
+    assert VIEW not in slider()._repr_mimebundle_()[0]
 
 
 def test_a_rank_out_of_range_is_refused():
@@ -135,6 +151,60 @@ def test_a_rank_out_of_range_is_refused():
         assert w.r == 8
     with pytest.raises(ValueError, match="a matrix is needed"):
         RankSlider(torch.randn(3))
+    for more in ({"marks": {"r": {"all": 4000}}}, {"presets": {"all": {"r": 4000}}}):
+        with pytest.raises(ValueError, match="r=4000 is out of range: 0 to 12"):
+            slider(**more)
+
+
+# of every widget each number and name that may be set: what is refused, what is said
+REFUSED = {
+    "rank": {"r": (4000, "0 to 12")},
+    "mask": {"at": (2, "0 to 1"), "rule": ("x", "one, two"), "other": ("", "one, two")},
+    "bill": {
+        "model": ("GPT-9", "one layer, GPT-2 small"),
+        "method": ("Lora", "FullFT, LoRA"),
+        "plan": ("fp8", "fp32"),
+        "d_out": (0, "32 to 16384"),
+        "d_in": (10**6, "32 to 16384"),
+        "r": (4000, "1 to 512"),
+        "density": (float("nan"), "0.001 to 0.1"),
+        "tokens": (0, "1 to 65536"),
+        "images": (1000, "1 to 256"),
+    },
+    "replay": {
+        "at0": (3, "0 to 2"),
+        "at1": (-1, "0 to 1"),
+        "at2": (1, "0 to 0"),
+        "along": (2, "0 to 1"),
+    },
+    "paint": {"cells": ("01", "144 digits")},
+    "switch": {
+        "at": (2, "0 to 1"),
+        "r": (4000, "1 to 256"),
+        "thousandths": (0, "1 to 200"),
+        "bandwidth": (0, "1 to 200"),
+    },
+    "panel": {
+        "r": (4000, "1 to 64"),
+        "density": (0.9, "0.001 to 0.316"),
+        "lr": (1.0, "0.0001 to 0.1"),
+        "mask": ("x", "rand, weight, struct"),
+        "target": ("x", "attention, attention and MLP"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_widget_does_not_have_is_refused(name):
+    w = panel() if name == "panel" else WIDGETS[name]()
+    js = w._js_path.read_text(encoding="utf-8")
+    shown = set(re.findall(r'\b(?:slider|choices|log)\("(\w+)"', js))
+    assert shown <= set(REFUSED[name])  # every slider and every menu is among them
+    for trait, (value, said) in REFUSED[name].items():
+        before = getattr(w, trait)
+        with pytest.raises(ValueError, match=said):
+            setattr(w, trait, value)
+        assert getattr(w, trait) == before
 
 
 def panel(steps=6, **kw):
@@ -143,10 +213,11 @@ def panel(steps=6, **kw):
     recorded = hra.Log(
         [{"step": 1, "loss": 2.0, "lr": 1.0, "grad_norm": 1.0, "seconds": 0.0}]
     )
+    evaluate = kw.pop("evaluate", lambda m: 3.0)
     return hra.viz.live(
         model,
         lambda: hra.data.lm_batches(ids, 2, 16),
-        lambda m: 3.0,
+        evaluate,
         recorded,
         steps=steps,
         **kw,
@@ -155,17 +226,56 @@ def panel(steps=6, **kw):
 
 def test_the_live_panel_trains_and_reports():
     p = panel(every=3)
-    p.rank.value = 2
+    p.r = 2
     p.start()
     p.wait()
-    assert p.error is None and len(p.log.steps) == 6
+    assert p.error is None and len(p.run.steps) == p.step == 6
     # the level before the first step, then every third
-    assert [e["step"] for e in p.log.evaluations] == [0, 3, 6]
-    assert (
-        "Done" in p.status.value
-        and p.picture.value[:4] == b"\x89PNG"
-        and not p.train.disabled
-    )
+    assert [e["step"] for e in p.run.evaluations] == [0, 3, 6]
+    assert "Done" in p.status and p.picture.startswith("<svg") and not p.running
+
+
+def test_the_live_panel_draws_the_level_before_it_trains():
+    p = panel(steps=5000)
+    seen = []
+    p.observe(lambda change: seen.append((change.new, p.status)), "picture")
+    p.make_batches = lambda: seen.append("the first batch is asked for")
+    p.start()
+    p.wait()
+    (picture, status), asked = seen
+    assert picture.startswith("<svg") and status == "Starting…"
+    assert asked == "the first batch is asked for" and "nan" not in picture
+    assert p.run.steps == [] and p.run.evaluations == [{"step": 0, "value": 3.0}]
+
+
+@pytest.mark.parametrize("level", [float("nan"), float("inf")])
+def test_the_live_panel_never_prints_nan(level):
+    p = panel(evaluate=lambda m: level)
+    said = []
+    p.observe(lambda change: said.append(change.new), ["status", "picture"])
+    p.start()
+    p.wait()
+    assert said and not re.search(r"\b(nan|inf)\b", " ".join(map(str, said)))
+    assert "Done" in p.status
+
+
+def test_the_live_panel_says_when_the_rate_is_too_high():
+    p = panel(steps=50)
+    make = p.make_model
+
+    def diverge(module, given, out):
+        out.loss = out.loss * float("nan")
+
+    def torn():
+        model = make()
+        model.register_forward_hook(diverge)
+        return model
+
+    p.make_model, p.evaluate = torn, lambda m: 3.0
+    p.start()
+    p.wait()
+    assert isinstance(p.error, RuntimeError) and not p.running
+    assert p.status.startswith("Stopped: the loss is nan at step 1")
 
 
 def test_the_live_panel_can_be_cancelled():
@@ -177,9 +287,9 @@ def test_the_live_panel_can_be_cancelled():
     )(p._show)
     p.start()
     p.wait()
-    assert len(p.log.steps) == 3 and "Cancelled after 3 steps" in p.status.value
-    assert "nats per token; before, 3.00 bits" in p.status.value
-    assert "nan" not in p.status.value
+    assert len(p.run.steps) == 3 and "Cancelled after 3 steps" in p.status
+    assert "nats per token; before, 3.00 bits" in p.status
+    assert "nan" not in p.status
 
 
 def test_one_panel_trains_at_a_time_and_says_so_at_once():
@@ -188,37 +298,45 @@ def test_one_panel_trains_at_a_time_and_says_so_at_once():
     make = first.make_model
     first.make_model = lambda: (begun.set(), go.wait(60), make())[2]
     first.start()
-    assert begun.wait(60) and first.status.value == "Starting…"
-    assert first.train.disabled and not first.cancel.disabled
+    assert begun.wait(60) and first.status == "Starting…" and first.running
     again = panel()  # its cell is run again
     go.set()
     first.wait()
-    assert len(first.log.steps) == 1 and "Cancelled" in first.status.value
+    assert first.run.steps == [] and first.status.startswith("Cancelled before")
     third = panel(steps=5000)
     again.start()
     third.start()  # waits for the one before, which it stops
-    third._stop.set()
+    third.cancel()
     third.wait()
-    assert not again._thread.is_alive() and len(third.log.steps) == 1
+    assert not again._thread.is_alive() and third.run.steps == []
+
+
+def test_the_panels_buttons_reach_it():
+    p = panel(steps=5000)
+    p._handle_custom_msg({"do": "train"}, [])
+    assert p.running and p.status == "Starting…"
+    p._handle_custom_msg({"do": "cancel"}, [])
+    p.wait()
+    assert p.status.startswith("Cancelled") and not p.running
 
 
 def test_the_live_panel_shows_what_went_wrong():
     p = panel()
-    p.rank.value = 64  # more than the model's width of 32
+    p.r = 64  # more than the model's width of 32
     p.start()
     p.wait()
-    assert "out of range" in p.status.value
+    assert "out of range" in p.status
 
 
 def test_without_a_kernel_the_panel_shows_what_was_recorded():
     p = panel()
-    html = p._repr_mimebundle_()["text/html"]
-    root = ElementTree.fromstring(html)
-    assert "recorded when the page was built" in root.find("figcaption").text
-    assert "Loss of 1 steps" in html and "<svg" in html
+    data, _ = p._repr_mimebundle_()
+    assert "that needs a kernel" in data["text/plain"] and VIEW not in data
+    assert f"<p>{data['text/plain']}</p><img " in data["text/html"]
+    assert base64.b64decode(data["image/png"])[:4] == b"\x89PNG"
     p.recorded = replayed()
-    html = p._repr_mimebundle_()["text/html"]
-    assert "recorded beforehand" in html and 'class="hra-widget"' in html
+    html = p._repr_mimebundle_()[0]["text/html"]
+    assert "runs recorded beforehand" in html and 'class="hra-widget"' in html
 
 
 def test_a_figure_shows_itself_with_words_for_those_who_do_not_see_it():
@@ -281,7 +399,7 @@ def test_the_mask_explorers_fallback_size_and_refusals():
     assert w.table["rand"][0]["cells"] == ("7" + "0" * 23) * 24
     with pytest.raises(ValueError, match="0 to 1"):
         explorer(at=2)
-    with pytest.raises(ValueError, match="'three' is none of the masks; there are one"):
+    with pytest.raises(ValueError, match="'three' is none of these: one, two"):
         explorer(rule="three")
     with pytest.raises(ValueError, match="60 outputs cannot be cut into 7"):
         explorer(parts="abcdefg")
@@ -473,8 +591,9 @@ def test_marks_and_presets_name_what_the_widget_has():
 def test_a_kernel_gets_the_shared_script_too():
     shared = (VIZ / "base.js").read_text()
     w = slider()
-    assert w._esm == w.script() and w._esm.startswith(shared)
-    assert w.script().count("export default") == 1
+    assert w._esm.startswith(shared) and "function render(" in w._esm
+    for script in (w.script(), w._esm):
+        assert len(re.findall("^export default", script, flags=re.M)) == 1
 
 
 def lines(**kw):
@@ -874,6 +993,73 @@ def test_a_widget_works_by_keyboard_on_a_phone_from_disk(reader, name):
     for picture in page.locator("svg, canvas").all():
         hidden = picture.get_attribute("aria-hidden") == "true"
         assert hidden or picture.get_attribute("aria-label")
+
+
+# as base.js `enlist` does when a kernel opens the model of a widget
+LIVE = """([name, state]) => {
+  const on = {}, base = globalThis.hraModels ??= new Map();
+  globalThis.kernel = { sent: [], state };
+  base.set(name, {
+    get: (k) => state[k], save_changes() {}, send: (m) => kernel.sent.push(m),
+    set(k, v) { state[k] = v; (on[`change:${k}`] || []).forEach((f) => f()); },
+    on(e, f) { (on[e] ??= []).push(f); }, off() {},
+  });
+  document.dispatchEvent(new CustomEvent("hra-live", { detail: name }));
+}"""
+
+
+def test_one_output_is_live_with_a_kernel_and_static_without(reader):
+    w, other = slider(), slider()
+    page = reader(w.static_html(b"", live=True) + other.static_html(b"", live=True))
+    inputs = page.locator("input[type=range]")
+    inputs.nth(0).press("ArrowRight")  # no kernel: it moves all the same
+    assert [e.input_value() for e in inputs.all()] == ["9", "8"]
+    page.evaluate(LIVE, [w._live, w.public_state() | {"r": 4}])
+    assert [e.input_value() for e in inputs.all()] == ["4", "8"]
+    inputs.nth(0).press("ArrowLeft")
+    assert page.evaluate("kernel.state.r") == 3 and other._live != w._live
+    page.evaluate(f"hraModels.get('{w._live}').set('r', 6)")  # the kernel sets it
+    assert [e.input_value() for e in inputs.all()] == ["6", "8"]
+    # a module that anywidget loads puts its model there
+    assert "initialize: ({ model }) => base.enlist(model)" in w._esm
+
+
+@node
+def test_a_kernels_model_is_there_under_its_name_until_it_is_closed():
+    w = slider()
+    told = javascript(
+        w,
+        "(() => { const said = []; globalThis.CustomEvent = class { constructor(t, o) {"
+        " this.detail = o.detail; } }; globalThis.document = { dispatchEvent: (e) => "
+        "said.push(e.detail) }; const close = base.enlist({ get: (k) => k });"
+        "said.push(hraModels.size); close(); return [...said, hraModels.size]; })()",
+    )
+    assert told == ["_live", 1, 0]
+
+
+def test_the_panel_shows_its_run_once_there_is_a_kernel(reader):
+    p = panel()
+    p.recorded = replayed()
+    page = reader(p.static_html(b"", live=True))
+    assert "needs a kernel" in page.locator("p").first.inner_text()
+    moved = page.locator("input[type=range]").first
+    before = moved.input_value()
+    moved.press("ArrowLeft")
+    assert moved.input_value() != before  # the replay in its place
+    page.evaluate(LIVE, [p._live, p.public_state() | {"running": False}])
+    status = page.locator("[role=status]")
+    assert status.inner_text() == "Press Train." and page.locator("figure").count() == 1
+    for button in ("Train", "Cancel"):
+        page.get_by_role("button", name=button, exact=True).press("Enter")
+    assert page.evaluate("kernel.sent") == [{"do": "train"}, {"do": "cancel"}]
+    lr = page.get_by_label("Learning rate:")
+    lr.press("End")
+    assert page.evaluate("kernel.state.lr") == 0.1
+    for name, value in (("picture", p.fallback_figure().svg()), ("status", "Step 1")):
+        page.evaluate(
+            "([n, k, v]) => hraModels.get(n).set(k, v)", [p._live, name, value]
+        )
+    assert page.locator("figure svg").count() == 1 and status.inner_text() == "Step 1"
 
 
 def test_marks_and_presets_move_the_slider(reader):

@@ -237,5 +237,13 @@ canvas.hra-pixels { width: 100%; image-rendering: pixelated; border: 1px solid r
     return ui;
   }
 
-  return { make, group, size, short, percent, ms, palette, gap, text, ticks, axes, frame };
+  // A model that a kernel has opened in this page, by the name that the outputs of its widget carry; page.js waits for it.
+  function enlist(model) {
+    const models = (globalThis.hraModels ??= new Map()), name = model.get("_live");
+    models.set(name, model);
+    document.dispatchEvent(new CustomEvent("hra-live", { detail: name }));
+    return () => models.delete(name);
+  }
+
+  return { make, group, size, short, percent, ms, palette, gap, text, ticks, axes, frame, enlist };
 })();

@@ -57,7 +57,7 @@ function render({ model, el }) {
   ui.choices("plan", "Numbers in", Object.keys(s0.plans));
   const boxes = { d_out: ui.slider("d_out", "d_out:", 5, 14, powers), d_in: ui.slider("d_in", "d_in:", 5, 14, powers),
     r: ui.slider("r", "Rank r:", 0, 9, powers),
-    density: ui.slider("density", "Density:", 0, shares.length - 1, { show: percent, to: (i) => shares[i], from: (v) => shares.indexOf(v) }),
+    density: ui.slider("density", "Density:", 0, shares.length - 1, { show: percent, to: (i) => shares[i], from: (v) => shares.reduce((near, p, i) => (Math.abs(p - v) < Math.abs(shares[near] - v) ? i : near), 0) }),
     tokens: ui.slider("tokens", "Tokens in the batch:", 0, 16, powers), images: ui.slider("images", "Images in the batch:", 0, 8, powers) };
   const svg = make("svg", { viewBox: `0 0 ${W} 128`, role: "img" });
   const legend = make("p", { style: "font-size:.9em;line-height:1.9" }, ...PARTS.flatMap((k, i) => [make("span", { style: "white-space:nowrap;margin-right:.9em" },

@@ -13,7 +13,7 @@ import traitlets
 import hra
 from hra import memory
 from hra.adapter import Method
-from hra.viz.static import BASE, StaticWidget
+from hra.viz.static import BASE, StaticWidget, check
 
 PLAIN, LAYER = "ordinary fine-tuning", "one layer"
 
@@ -66,6 +66,16 @@ def _models() -> tuple[dict[str, Any], list[Any]]:
     return models, steps
 
 
+BOUNDS = {  # of the page's sliders
+    "d_out": (32, 2**14),
+    "d_in": (32, 2**14),
+    "r": (1, 512),
+    "density": (0.001, 0.1),
+    "tokens": (1, 2**16),
+    "images": (1, 256),
+}
+
+
 class BillCalculator(StaticWidget):
     """Stacked bars of the chosen method and of ordinary fine-tuning; laws, and what
     the operations between the layers keep, are those of `hra.memory`.
@@ -94,16 +104,6 @@ class BillCalculator(StaticWidget):
     def __init__(self, **kwargs: Any) -> None:
         methods = _methods()
         models, steps = _models()
-        for name, known in (
-            ("model", (LAYER, *models)),
-            ("method", tuple(methods)[1:]),
-            ("plan", tuple(memory.PLANS)),
-        ):
-            given = kwargs.get(name, known[0])
-            if given not in known:
-                raise ValueError(
-                    f"{name}={given!r} does not exist; there are {', '.join(known)}."
-                )
         kwargs.setdefault(
             "alt",
             "Stacked bars: what a training step holds in bytes, for a method and for "
@@ -116,7 +116,7 @@ class BillCalculator(StaticWidget):
             "numbers, their gradients and moments grow, and stop where the method is "
             "no longer cheaper than ordinary fine-tuning.",
         )
-        usual = methods[kwargs.get("method", "LoRA")]["values"]
+        usual = methods.get(kwargs.get("method", "LoRA"), {"values": {}})["values"]
         kwargs.setdefault("r", usual.get("r", 8))
         super().__init__(
             methods=methods,
@@ -125,6 +125,21 @@ class BillCalculator(StaticWidget):
             plans={n: asdict(p) for n, p in memory.PLANS.items()},
             **kwargs,
         )
+
+    @traitlets.validate("model", "method", "plan")
+    def _check_name(self, proposal: Any) -> str:
+        if not self.models:
+            return proposal["value"]
+        known = {
+            "model": (LAYER, *self.models),
+            "method": tuple(self.methods)[1:],
+            "plan": tuple(self.plans),
+        }
+        return check(proposal, known[proposal["trait"].name])
+
+    @traitlets.validate(*BOUNDS)
+    def _check_bounds(self, proposal: Any) -> Any:
+        return check(proposal, *BOUNDS[proposal["trait"].name])
 
     @classmethod
     def script(cls) -> str:

@@ -13,12 +13,12 @@ const CSS = `
 .hra-draw .hra-side p:first-child { margin-top: 0; }`;
 
 // A file's bytes, once a page: a script beside the page, or the kernel
-function file(name, model, el) {
+function file(name, model) {
   const held = (globalThis.hraFiles ??= {}), read = (globalThis.hraRead ??= {});
   if (!read[name]) {
     const fail = (why) => { delete read[name]; return new Error(why); };
-    read[name] = el.closest("[data-hra]") ? new Promise((resolve, reject) => {
-      const script = make("script", { src: `${document.documentElement.dataset.content_root ?? ""}_static/hra/${name}.js` });
+    read[name] = model.page ? new Promise((resolve, reject) => {
+      const script = make("script", { src: `${document.documentElement.dataset.content_root}_static/hra/${name}.js` });
       script.addEventListener("load", () => { resolve(vit.decode(held[name])); delete held[name]; script.remove(); });
       script.addEventListener("error", () => reject(fail(`${script.getAttribute("src")} is not there`)));
       document.head.append(script);
@@ -126,7 +126,7 @@ function render({ model, el }) {
   // ---- loading
   let loading = null;
   function load() {
-    return loading ??= Promise.all([file(files.model, model, el), file(files.digits, model, el)]).then(([m, d]) => {
+    return loading ??= Promise.all([file(files.model, model), file(files.digits, model)]).then(([m, d]) => {
       net = vit.readModel(m);
       digits = vit.readImages(d);
       if (!digit) take(get("sample"));
@@ -154,7 +154,7 @@ function render({ model, el }) {
     const wanted = files[`${get("task")} ${get("kind")}`];
     if (net && change?.file !== wanted) {
       W = null;
-      file(wanted, model, el).then((bytes) => {
+      file(wanted, model).then((bytes) => {
         if (wanted !== files[`${get("task")} ${get("kind")}`]) return;
         change = Object.assign(vit.readChange(bytes), { file: wanted });
         weigh();
@@ -242,7 +242,7 @@ function render({ model, el }) {
       const points = Array.from({ length: 31 }, (_, i) => [i / 10 - 1, right.get(setting(i / 10 - 1, kind))]).filter(([, n]) => n);
       for (const i of [0, 1])
         svg.append(make("g", { opacity }, path(points.map(([a, n]) => [a, n[i]]), { stroke, "stroke-dasharray": i ? null : "5 4" }),
-          ...points.map(([a, n]) => make("circle", { cx: X(a), cy: Y(n[i]), r: 4.5, fill: i ? stroke : "var(--pst-color-background, canvas)", stroke, "stroke-width": 2 }))));
+          ...points.map(([a, n]) => make("circle", { cx: X(a), cy: Y(n[i]), r: 4.5, fill: i ? stroke : "var(--pst-color-background, var(--jp-layout-color0, canvas))", stroke, "stroke-width": 2 }))));
     }
     svg.append(legend);
     chart.setAttribute("viewBox", svg.getAttribute("viewBox"));
@@ -264,4 +264,5 @@ function render({ model, el }) {
   ui.start();
 }
 
-export default { render };
+// without a kernel the weights stand beside the pages of a site, and nowhere else
+export default { render, needs_kernel: () => document.documentElement.dataset.content_root === undefined };

@@ -15,11 +15,12 @@ import hra
 from hra import zoo
 from hra.data import digits
 from hra.viz import packed
-from hra.viz.static import BASE, HERE, StaticWidget
+from hra.viz.static import BASE, HERE, StaticWidget, check
 
 SHIFTS = ("rotated", "inverted")  # those that the page knows how to make
 EACH = 10  # stored test digits of a class
 LOW, HIGH = -1.0, 2.0  # strengths
+BOUNDS = {"alpha": (LOW, HIGH), "keep": (0, 8), "sample": (0, 9)}
 
 
 class DrawDigit(StaticWidget):
@@ -115,19 +116,25 @@ class DrawDigit(StaticWidget):
             megabytes=round(4 / 3e6 * first, 1),
             **kwargs,
         )
-        if (
-            f"{self.task} {self.kind}" not in self.files
-            or self.shown not in ("plain", *self.kinds)
-            or not (LOW <= self.alpha <= HIGH and 0 <= self.keep <= 8)
-            or self.sample not in range(10)
-        ):
+        if self.kind not in self.kinds[self.task]:
             raise ValueError(
-                f"task={self.task!r}, kind={self.kind!r}, shown={self.shown!r}, "
-                f"alpha={self.alpha}, keep={self.keep}, sample={self.sample}: there "
-                f"are {self.kinds}, strengths from {LOW:g} to {HIGH:g}, 0 to 8 eighths "
-                "and the digits 0 to 9."
+                f"kind={self.kind!r} is no adapter for {self.task}; there are "
+                f"{', '.join(self.kinds[self.task])}."
             )
         self.on_msg(self._asked)
+
+    @traitlets.validate("alpha", "keep", "sample")
+    def _check_bounds(self, proposal: Any) -> Any:
+        return check(proposal, *BOUNDS[proposal["trait"].name])
+
+    @traitlets.validate("task", "kind", "shown")
+    def _check_name(self, proposal: Any) -> str:
+        known = {
+            "task": list(self.kinds),
+            "kind": [kind for named in self.kinds.values() for kind in named],
+            "shown": ["plain", *self.kinds],
+        }[proposal["trait"].name]
+        return check(proposal, known) if self.kinds else proposal["value"]
 
     @classmethod
     def script(cls) -> str:
@@ -139,9 +146,13 @@ class DrawDigit(StaticWidget):
         if (name := content.get("file")) in self._data:
             self.send({"file": name}, [self._data[name]])
 
-    def static_html(self, png: bytes | None = None) -> str:
+    def static_html(self, png: bytes | None = None, live: bool = False) -> str:
         packed.write_scripts(self._data)
-        return super().static_html(png)
+        return super().static_html(png, live)
+
+    def still(self, png: bytes) -> str:
+        note = "The model itself runs in the book's page, or where a kernel is."
+        return f"{super().still(png)}<p>{note}</p>"
 
     # ---- the same in Python
 

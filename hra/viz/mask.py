@@ -14,7 +14,7 @@ import traitlets
 from torch import Tensor
 
 from hra.analysis import rank
-from hra.viz.static import StaticWidget
+from hra.viz.static import StaticWidget, check
 
 GRID, POINTS, LIMIT = 24, 20, 50_000
 
@@ -137,21 +137,12 @@ class MaskExplorer(StaticWidget):
 
     @traitlets.validate("at")
     def _check_at(self, proposal: Any) -> int:
-        at = proposal["value"]
-        if self.densities and not 0 <= at < len(self.densities):
-            raise ValueError(
-                f"at={at} is out of range: 0 to {len(self.densities) - 1}."
-            )
-        return at
+        n = len(self.densities)
+        return check(proposal, 0, n - 1) if n else proposal["value"]
 
     @traitlets.validate("rule", "other")
     def _check_rule(self, proposal: Any) -> str:
-        rule = proposal["value"]
-        if self.table and rule not in self.table:
-            raise ValueError(
-                f"{rule!r} is none of the masks; there are {', '.join(self.table)}."
-            )
-        return rule
+        return check(proposal, self.table) if self.table else proposal["value"]
 
     def _of(self, rule: str) -> dict[str, Any]:
         one = self.table[rule][self.at]

@@ -103,7 +103,7 @@ function render({ model, el }) {
 
   let loading = null;
   function load() {
-    return loading ??= Promise.all([files.model, files.digits].map((f) => sheet.file(f, model, el))).then(([m, d]) => {
+    return loading ??= Promise.all([files.model, files.digits].map((f) => sheet.file(f, model))).then(([m, d]) => {
       net = vit.readModel(m);
       digits = vit.readImages(d);
       if (!digit) take(get("sample"));
@@ -121,7 +121,7 @@ function render({ model, el }) {
     const kind = get("kind");
     if (net && changes?.kind !== kind) {
       changes = null; W = null;
-      Promise.all(tasks.map((t) => sheet.file(files[`${t} ${kind}`], model, el))).then((all) => {
+      Promise.all(tasks.map((t) => sheet.file(files[`${t} ${kind}`], model))).then((all) => {
         if (get("kind") !== kind) return;
         changes = Object.assign(all.map(vit.readChange), { kind });
         last = [];
@@ -168,4 +168,4 @@ function render({ model, el }) {
   ui.start();
 }
 
-export default { render, facts, mixed };  // so that a test holds them equal to the library
+export default { render, facts, mixed, needs_kernel: sheet.needs_kernel };  // so that a test holds them equal to the library

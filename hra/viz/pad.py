@@ -12,7 +12,7 @@ import traitlets
 from hra.data import digits
 from hra.viz import packed
 from hra.viz.draw import HIGH, LOW, DrawDigit
-from hra.viz.static import BASE, HERE
+from hra.viz.static import BASE, HERE, check
 
 STEP = 0.5  # between two strengths at which the stored digits are counted
 
@@ -71,10 +71,6 @@ class AdapterPad(DrawDigit):
             "that the model gets right",
         )
         super().__init__(adapters, model, **kwargs)
-        if not (LOW <= self.one <= HIGH and LOW <= self.two <= HIGH):
-            raise ValueError(
-                f"one={self.one}, two={self.two}: strengths are {LOW:g} to {HIGH:g}."
-            )
         n = round((HIGH - LOW) / STEP) + 1
         self.strengths = [LOW + STEP * i for i in range(n)]
         self._shifted = {task: self.shift(task, self._x) for task in named}
@@ -86,6 +82,10 @@ class AdapterPad(DrawDigit):
             ]
             for kind in named[first]
         }
+
+    @traitlets.validate("one", "two")
+    def _check_strength(self, proposal: Any) -> float:
+        return check(proposal, LOW, HIGH)
 
     @classmethod
     def script(cls) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hra.viz.style import INK, PARTS, Picture, colour, figure, look
@@ -16,15 +17,14 @@ def plot_log(
 ) -> Picture:
     """The loss of each step and, where there are evaluations, their curve beside it."""
     both = bool(log.evaluations)
-    steps, last = len(log.steps), f"{log.losses[-1]:.2f}"
-    alt = (
-        f"Loss of {steps} steps, from {log.losses[0]:.2f} to {last} nats per token."
-        if steps
-        else "No step was taken."
-    )
+    steps = len(log.steps)
+    alt = "No step was taken."
+    if steps:
+        first, last = _words(log.losses[0]), _words(log.losses[-1])
+        alt = f"Loss of {steps} steps, from {first} to {last} nats per token."
     if both:
-        first, end = log.evaluations[0]["value"], log.evaluations[-1]["value"]
-        alt += f" Beside it {unit}: {first:.2f} at first, {end:.2f} at the end."
+        first, end = (_words(log.evaluations[i]["value"]) for i in (0, -1))
+        alt += f" Beside it {unit}: {first} at first, {end} at the end."
     fig, axes = figure(
         7.5 if both else 5.0,
         2.8,
@@ -47,6 +47,10 @@ def plot_log(
         )
         axes[1].set(xlabel="step", ylabel=unit)
     return fig
+
+
+def _words(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "not finite"
 
 
 def intervals(

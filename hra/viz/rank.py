@@ -13,7 +13,7 @@ import traitlets
 from torch import Tensor
 
 from hra.analysis import rank
-from hra.viz.static import StaticWidget
+from hra.viz.static import StaticWidget, check
 
 SIDE, BYTES, DIRECTIONS = 40, 24_000, 768  # of the picture
 
@@ -71,12 +71,8 @@ class RankSlider(StaticWidget):
 
     @traitlets.validate("r")
     def _check_r(self, proposal: Any) -> int:
-        r = proposal["value"]
-        if self.sigma and not 0 <= r <= len(self.sigma):
-            raise ValueError(
-                f"r={r} is out of range: 0 to {len(self.sigma)} for this ΔW."
-            )
-        return r
+        n = len(self.sigma)
+        return check(proposal, 0, n) if n else proposal["value"]
 
     def energy(self, sigma: list[float] | None = None) -> float:
         """Captured share of ‖ΔW‖_F² at the present r, or of another spectrum's."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import traitlets
 
-from hra.viz.static import StaticWidget
+from hra.viz.static import StaticWidget, check
 from hra.viz.style import INK, colour, family, figure
 
 LIMIT, POINTS = 50_000, (60, 40, 30, 20, 12, 8)
@@ -57,6 +57,15 @@ class Replay(StaticWidget):
     at1 = traitlets.Int(0).tag(sync=True)
     at2 = traitlets.Int(0).tag(sync=True)
     along = traitlets.Int(0).tag(sync=True)  # the axis that was moved last
+
+    @traitlets.validate("at0", "at1", "at2", "along")
+    def _check(self, proposal: Any) -> int:
+        if not (n := len(self.axes)):
+            return proposal["value"]
+        if (name := proposal["trait"].name) == "along":
+            return check(proposal, 0, n - 1)
+        axis = int(name[2:])
+        return check(proposal, 0, len(self.axes[axis][1]) - 1 if axis < n else 0)
 
     @property
     def place(self) -> int:

@@ -2,13 +2,16 @@
 const sheet = (() => {
 const { make } = base, PIXELS = 280, PEN_WIDTH = 26;
 
+// without a kernel the files stand beside the pages of a site, and nowhere else
+const needs_kernel = () => document.documentElement.dataset.content_root === undefined;
+
 // A file's bytes, once a page: a script beside the page, or the kernel
-function file(name, model, el) {
+function file(name, model) {
   const held = (globalThis.hraFiles ??= {}), read = (globalThis.hraRead ??= {});
   if (!read[name]) {
     const fail = (why) => { delete read[name]; return new Error(why); };
-    read[name] = el.closest("[data-hra]") ? new Promise((resolve, reject) => {
-      const script = make("script", { src: `${document.documentElement.dataset.content_root ?? ""}_static/hra/${name}.js` });
+    read[name] = model.page ? new Promise((resolve, reject) => {
+      const script = make("script", { src: `${document.documentElement.dataset.content_root}_static/hra/${name}.js` });
       script.addEventListener("load", () => { resolve(vit.decode(held[name])); delete held[name]; script.remove(); });
       script.addEventListener("error", () => reject(fail(`${script.getAttribute("src")} is not there`)));
       document.head.append(script);
@@ -79,5 +82,5 @@ function sketch(drawn) {
     show(image) { strokes = []; grey(paper, image); drawn(image); } };
 }
 
-return { file, grey, sketch };
+return { needs_kernel, file, grey, sketch };
 })();

@@ -9,7 +9,7 @@ from typing import Any
 
 import traitlets
 
-from hra.viz.static import StaticWidget
+from hra.viz.static import StaticWidget, check
 
 # bytes of a cache line, an fp32 number, a flat index
 LINE, NUMBER, INDEX = 64, 4, 8
@@ -99,13 +99,11 @@ class SwitchCost(StaticWidget):
 
     @traitlets.validate("at", "thousandths", "r", "bandwidth")
     def _check(self, proposal: Any) -> int:
-        name, value = proposal["trait"].name, proposal["value"]
-        high = len(self.sizes) - 1 if name == "at" else 256 if name == "r" else MOST
-        if self.sizes and not (name != "at") <= value <= high:
-            raise ValueError(
-                f"{name}={value} is out of range: {int(name != 'at')} to {high}."
-            )
-        return value
+        if not self.sizes:
+            return proposal["value"]
+        if (name := proposal["trait"].name) == "at":
+            return check(proposal, 0, len(self.sizes) - 1)
+        return check(proposal, 1, 256 if name == "r" else MOST)
 
     def bytes(self, density: float | None = None) -> dict[str, float]:
         """Bytes to be moved at the present choices, or at another density."""

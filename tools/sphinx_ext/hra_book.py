@@ -6,7 +6,8 @@ folder's name
   carries a hash of the library (and of numeric package versions), so a change in `hra/`
   re-executes. nb_execution_cache_path has rebuild="env": Sphinx then also re-reads
   every page by itself.
-* Pages need no widget state JSON (the widgets carry text/html) and no Thebe bootstrap.
+* Pages need no widget state JSON (the widgets carry text/html), no Thebe bootstrap and
+  no names of live models, which would be others in every build.
 * The build warns (with -W: fails) where a page would load anything over the network,
   and where a notebook shows a bare ipywidget, which is dead without a kernel.
 """
@@ -59,6 +60,11 @@ def slim_page(app, pagename, template, context, doctree):
     context["script_files"] = [
         j for j in context.get("script_files", []) if not unwanted(j)
     ]
+    if "body" in context:
+        context["body"] = LIVE.sub("", context["body"])
+
+
+LIVE = re.compile(r' data-live="[0-9a-f]{32}"')
 
 
 SUBRESOURCE = re.compile(
