@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 NAME ?= lora_moby
 PORT ?= 8000
+# the chapter that `make lab` opens
+CHAPTER ?= 01_cost
+WHEEL := _build/wheel
 # processes of the tests; each runs on one thread
 JOBS ?= 2
 export PYTHONHASHSEED = 0
 export TOKENIZERS_PARALLELISM = false
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: attack book test notebooks experiments bench clean serve lint unit nbval site
+.PHONY: attack book test notebooks experiments bench clean serve lint unit nbval site lab wheel
 
 .venv/.stamp: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -19,6 +22,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
 book: .venv/.stamp
 	$(BIN)/jupyter-book build . -W -n --keep-going
+	$(BIN)/python tools/lab.py _build/html/_sources/notebooks
 	@echo "The book: file://$(CURDIR)/_build/html/index.html   (or: make serve)"
 
 test: lint unit nbval site
@@ -36,8 +40,26 @@ unit: .venv/.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 	$(BIN)/python tools/mutants.py
 
-nbval: .venv/.stamp
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore notebooks
+# the readers' notebooks in a folder of their own, where hra is what the wheel holds
+nbval: book wheel
+	rm -rf _build/nbval
+	$(BIN)/python tools/lab.py _build/nbval
+	cp -r notebooks/conftest.py notebooks/breaks _build/nbval
+	cd _build/nbval && $(CURDIR)/$(WHEEL)/bin/python -m pytest -c /dev/null --rootdir . -q -n $(JOBS) \
+	  --dist loadfile -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore .
+
+wheel: .venv/.stamp
+	rm -rf build $(WHEEL)/dist
+	$(BIN)/python -m pip wheel . --quiet --no-deps --no-build-isolation -w $(WHEEL)/dist
+	test -x $(WHEEL)/bin/python || $(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet -c requirements.txt nbval pytest pytest-xdist pyyaml \
+	  "$$(echo $(WHEEL)/dist/hra-*.whl)[notebook]"
+	$(WHEEL)/bin/python -m pip install --quiet --no-deps --force-reinstall $(WHEEL)/dist/hra-*.whl
+
+# the readers' notebooks are plain Markdown: tools/jupyter turns MyST's own rendering off
+lab: book
+	$(BIN)/python tools/lab.py _build/lab --site ../html/ --keep
+	JUPYTER_CONFIG_PATH=$(CURDIR)/tools/jupyter $(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR)/_build --LabApp.default_url=/lab/tree/lab/$(CHAPTER).ipynb
 
 site: book
 	$(BIN)/python tools/check_site.py

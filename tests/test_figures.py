@@ -28,6 +28,12 @@ def test_the_files_are_what_the_script_writes(written):
     new = written.drawings()
     differ = sorted(n for n in there.keys() | new.keys() if there.get(n) != new.get(n))
     assert not differ, "run python tools/figures.py"
+    old = [
+        n
+        for n, s in new.items()
+        if written.shows(written.picture_of(n)) != written.digest(s)
+    ]
+    assert not old, "pictures of older drawings: run python tools/figures.py"
 
 
 def test_the_masks_do_not_hang_on_a_last_bit(written):

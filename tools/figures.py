@@ -1,19 +1,23 @@
-"""The house diagrams, book/figures/*.svg.
+"""The house diagrams, book/figures/*.svg, and pictures of them for notebooks.
 
-    python tools/figures.py          write them all
+    python tools/figures.py          write them all (the pictures need Chromium)
     python tools/figures.py check    say which differ from what is written here
 
 Chapters include one by the directive `figure` (tools/sphinx_ext/hra_figures.py). They
 take their colours from the page: currentColor, and one variable for each family of
 methods (book/vendor/hra.css, with a fallback for a viewer outside the book). Grey
 hatching is what is frozen. They are 400 units wide, so that on a phone their text keeps
-nine tenths of its size.
+nine tenths of its size. A notebook has no colours to give: there the picture of the
+same name, .png, stands on white; it carries the hash of the SVG that it shows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import html
+import io
 import re
+import shutil
 import sys
 from itertools import islice
 from pathlib import Path
@@ -574,6 +578,50 @@ def drawings() -> dict[str, str]:
     return {f"{d.name}.svg": d.svg() for d in made}
 
 
+def digest(svg: str) -> str:
+    return hashlib.sha256(svg.encode()).hexdigest()[:16]
+
+
+def shows(picture: Path) -> str:
+    """The digest of the SVG that a picture was made from, or ""."""
+    from PIL import Image
+
+    if not picture.is_file():
+        return ""
+    with Image.open(picture) as image:
+        return image.info.get("svg", "")
+
+
+def take_pictures(drawn: dict[str, str]) -> None:
+    """A picture beside each SVG that has none, or an old one."""
+    old = {n: s for n, s in drawn.items() if shows(picture_of(n)) != digest(s)}
+    if not old:
+        return
+    from PIL import Image, PngImagePlugin
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page(device_scale_factor=1.2)
+        for name, svg in old.items():
+            page.set_content(
+                '<body style="margin:0;background:#fff;color:#1b1b1b;'
+                f'font-family:sans-serif">{svg}</body>'
+            )
+            shot = page.locator("svg").screenshot()
+            image = Image.open(io.BytesIO(shot)).convert("RGB").quantize(64)
+            said = PngImagePlugin.PngInfo()
+            said.add_text("svg", digest(svg))
+            image.save(picture_of(name), pnginfo=said, optimize=True)
+        browser.close()
+
+
+def picture_of(name: str) -> Path:
+    return FOLDER / name.replace(".svg", ".png")
+
+
 def main(argv: list[str]) -> int:
     new = drawings()
     if argv == ["check"]:
@@ -581,11 +629,17 @@ def main(argv: list[str]) -> int:
         differ = sorted(
             n for n in new.keys() | there.keys() if new.get(n) != there.get(n)
         )
+        differ += [
+            picture_of(n).name
+            for n, s in new.items()
+            if shows(picture_of(n)) != digest(s)
+        ]
         print("\n".join(f"{n} is not what tools/figures.py writes" for n in differ))
         return bool(differ)
     FOLDER.mkdir(exist_ok=True)
     for name, svg in new.items():
         (FOLDER / name).write_text(svg, encoding="utf-8")
+    take_pictures(new)
     return 0
 
 

@@ -67,6 +67,22 @@ def slim_page(app, pagename, template, context, doctree):
 LIVE = re.compile(r' data-live="[0-9a-f]{32}"')
 
 
+def open_elsewhere(app, pagename, template, context, doctree):
+    """A chapter's link to Colab, once the project has a public address."""
+    who = context.get("repository", "").rstrip("/").removeprefix("https://github.com/")
+    if who and pagename.startswith("notebooks/"):
+        context["header_buttons"].append(
+            {
+                "type": "link",
+                "url": f"https://colab.research.google.com/github/{who}/blob/gh-pages/"
+                f"_sources/{pagename}.ipynb",
+                "icon": "fas fa-rocket",
+                "tooltip": "Open in Colab",
+                "label": "colab-button",
+            }
+        )
+
+
 SUBRESOURCE = re.compile(
     r"<(?:script|img|iframe|audio|video|source|embed)\b[^>]*?\bsrc\s*=\s*[\"']((?:https?:)?//[^\"']+)"
     r"|<link\b(?=[^>]*\brel\s*=\s*[\"'](?:stylesheet|preload|modulepreload|icon|preconnect))[^>]*?\bhref\s*=\s*[\"']((?:https?:)?//[^\"']+)",
@@ -99,5 +115,6 @@ def check_site(app, exc):
 def setup(app):
     app.connect("config-inited", set_cache, priority=100)
     app.connect("html-page-context", slim_page, priority=900)
+    app.connect("html-page-context", open_elsewhere, priority=502)
     app.connect("build-finished", check_site)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
