@@ -227,7 +227,10 @@ def test_a_readers_changes_are_left_alone(lab, tmp_path, monkeypatch):
 
 def test_the_address_is_one_setting(lab, tmp_path):
     made(lab)
-    for url, source in (("", '"hra[viz]"'), ("https://a.b/c", "git+https://a.b/c")):
+    for url, source in (
+        ("", '"hra[viz,peft]"'),
+        ("https://a.b/c", "git+https://a.b/c"),
+    ):
         (tmp_path / "_config.yml").write_text(setting(url))
         args = [str(tmp_path / "lab"), "--html", str(tmp_path / "html")]
         assert lab.main(args) == 0

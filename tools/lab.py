@@ -47,7 +47,7 @@ COLAB = """\
 import sys
 
 if "google.colab" in sys.modules:
-    %pip install -q "hra[viz]{source}"
+    %pip install -q "hra[viz,peft]{source}"
 """
 
 
