@@ -468,6 +468,26 @@ def test_the_bandwidth_is_that_of_the_measured_copy():
 
 
 @node
+def test_the_step_explorer_has_the_librarys_law():
+    w = hra.viz.StepSize({("α/r", "SGD"): [(1, 0.44), (8, 0.06)]}, n=192)
+    choices = [
+        {"rule": rule, "optimizer": o, "r": r, "thousandths": r}
+        for rule in ("α/r", "α/√r")
+        for o in ("SGD", "Adam")
+        for r in (1, 16, 256)
+    ]
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        assert got == pytest.approx(w.facts())
+    for name, value in (("rule", "α"), ("r", 257), ("optimizer", "Lion")):
+        with pytest.raises(ValueError, match=str(value)):
+            setattr(w, name, value)
+    assert w.fallback_figure().words() == w.summary()
+    assert len(w._js_path.read_bytes()) < 10_240
+
+
+@node
 def test_the_count_explorer_counts_as_the_library_does():
     w = hra.viz.CountExplorer()
     choices = [

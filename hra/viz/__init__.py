@@ -41,6 +41,7 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.SwitchCost(record["milliseconds"]["1"], d=4096)
     viz.BillCalculator(method="LoRA", presets={"GPT-2": {"model": "GPT-2"}})
     viz.MaskPainter()
+    viz.StepSize({("α/r", "SGD"): [(1, 0.4), (8, 0.05)]}, n=192)
     viz.CrossTerms()
     viz.AdapterPad({"rotated": {"LoRA": file}, "inverted": {"LoRA": file}})
     viz.CountExplorer(model="LLaMA-2 7B", vera=256)
@@ -75,6 +76,7 @@ from hra.viz.plots import bills, intervals, plot_log
 from hra.viz.rank import RankSlider
 from hra.viz.replay import Replay, replay
 from hra.viz.static import StaticWidget, prediction
+from hra.viz.step import StepSize
 from hra.viz.style import FAMILIES, INK, PARTS, colour, figure, label_lines, look
 from hra.viz.switch import SwitchCost
 from hra.viz.table import table
@@ -93,6 +95,7 @@ __all__ = [
     "RankSlider",
     "Replay",
     "StaticWidget",
+    "StepSize",
     "SwitchCost",
     "bills",
     "colour",
