@@ -49,15 +49,21 @@ class Switch:
         refuse_adapted(plain(model))
         self.model = model
         self.active: str | None = None  # the file that may be written into the model
+        self.strength = 1.0  # of the active file
         self._files: dict[str, list[_Write]] = {}
         self._pristine: dict[str, Tensor] = {}
         self._keys: dict[str, str] = {}
         self._turn = threading.RLock()
 
-    def to(self, path: _Path, method: type[Method] | None = None) -> nn.Module:
+    def to(
+        self, path: _Path, method: type[Method] | None = None, *, strength: float = 1.0
+    ) -> nn.Module:
         """Write the adapter of `path` into the model, in place of the one there;
-        `method`: its class, where that is one of your own.
+        `method`: its class, where that is one of your own. strength: W0 + strength · ΔW
+        (what modules trained in full have learnt, too); at 0 the pretrained model, bit
+        for bit. Raises ValueError for a strength that is no finite number.
         """
+        check_number("strength", strength, float("-inf"), float("inf"))
         with self._turn:
             name = str(path)
             if name not in self._keys:  # a file system is slower than a switch
@@ -69,10 +75,10 @@ class Switch:
                 try:
                     self._files[key] = self._load(path, method)
                 finally:
-                    self._on(before)
-            if key != self.active:
+                    self._on(before, self.strength)
+            if (key, strength) != (self.active, self.strength):
                 self.off()
-                self._on(key)
+                self._on(key, strength)
             return self.model
 
     def off(self) -> nn.Module:
@@ -84,10 +90,13 @@ class Switch:
                 self.active = None
             return self.model
 
-    def _on(self, key: str | None) -> None:
+    def _on(self, key: str | None, strength: float) -> None:
         if key is not None:
             self.active = key  # before the first number: `off` then undoes any part
-            for tensor, position, _, new in self._files[key]:
+            self.strength = strength
+            for tensor, position, old, new in self._files[key]:
+                if strength != 1:
+                    new = torch.lerp(old, new, strength)  # exactly `old` at 0
                 sparse.overwrite_(tensor, position, new)
 
     def _load(self, path: _Path, own: type[Method] | None) -> list[_Write]:

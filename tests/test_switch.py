@@ -61,6 +61,32 @@ def test_a_thousand_switches_are_exact(tmp_path, layout, dtype):
     assert all(torch.equal(W, before[n]) for n, W in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", [hra.SHiRA, hra.LoRA])
+def test_a_strength_scales_the_change_and_none_of_it_is_the_base(
+    tmp_path, layout, dtype, method
+):
+    path, merged = saved(tmp_path / "a.safetensors", method, 1, layout, dtype)
+    model = base(layout, dtype)
+    before = copy.deepcopy(model.state_dict())
+    switch = hra.Switch(model)
+    near = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+    for strength in (1.0, 0.5, -1.0, 0.0, 2.0, 1.0):
+        now = switch.to(path, strength=strength).state_dict()
+        for name, W in now.items():
+            wanted = before[name] + strength * (merged[name] - before[name])
+            torch.testing.assert_close(W, wanted, **near)
+            assert strength or torch.equal(W, before[name])
+        assert switch.strength == strength
+    fresh = hra.Switch(base(layout, dtype)).to(path).state_dict()
+    assert all(torch.equal(W, fresh[k]) for k, W in model.state_dict().items())
+    with pytest.raises(ValueError, match="strength"):
+        switch.to(path, strength=float("nan"))
+    assert all(torch.equal(W, fresh[k]) for k, W in model.state_dict().items())
+    switch.off()
+    assert all(torch.equal(W, before[k]) for k, W in model.state_dict().items())
+
+
 def test_a_file_stays_in_memory_and_a_bad_one_changes_nothing(tmp_path):
     (a, merged), (b, _) = (
         saved(tmp_path / f"{i}.safetensors", hra.SHiRA, i, density=0.1)

@@ -18,11 +18,11 @@ from hra.studies.study import Study
 
 SEEDS = (0, 1, 2, 3, 4)
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    f"RsLoRA r={r}": ("RsLoRA", {"r": r}) for r in (4, 16, 64)
+    f"RsLoRA r={r}": ("RsLoRA", {"r": r}) for r in (16, 64)
 }
 SETTINGS |= {"LoRA r=64": ("LoRA", {"r": 64})}
 SETTINGS |= {
-    f"SHiRA 1/{n}": ("SHiRA", {"mask": "rand", "density": 1 / n}) for n in (288, 18, 4)
+    f"SHiRA 1/{n}": ("SHiRA", {"mask": "rand", "density": 1 / n}) for n in (288, 4)
 }
 RATES = {
     "RsLoRA": (3e-4, 1e-3, 3e-3, 1e-2),
