@@ -121,6 +121,27 @@ def test_a_model_in_the_page_is_asked_by_keyboard(page, says, fault):
     assert len(found) == bool(fault) and all(f.startswith(fault) for f in found)
 
 
+@pytest.mark.parametrize(
+    ("says", "moves", "fault"),
+    [
+        ("The digit is read as 3; 9 of 100", True, None),
+        ("Being loaded; 9 of 100", True, "the pad does not answer"),
+        ("The digit is read as 3; 9 of 100", False, "the pad does nothing by keyboard"),
+    ],
+)
+def test_a_pad_is_moved_by_keyboard(page, says, moves, fault):
+    page.set_content(
+        "<div class=hra-two><button>Commit and see</button><p role=status></p>"
+        "<svg role=application tabindex=0></svg></div><script>{ const p = "
+        "document.querySelector('p'); document.querySelector('button').onclick = () => "
+        f"{{ p.textContent = '{says}'; }}; document.querySelector('svg').onkeydown = "
+        f"() => {{ p.textContent += '{'!' if moves else ''}'; }}; }}</script>"
+    )
+    found = []
+    site.check_pad(page, page.locator(".hra-two"), found.append, 300)
+    assert len(found) == bool(fault) and all(f.startswith(fault) for f in found)
+
+
 def test_the_number_is_that_of_the_file(page):
     found = findings(page, THEOREM.format("Theorem 8.2 "), "notebooks/09_title.html")
     assert found == ["a chapter without its number", "a theorem without its number"]

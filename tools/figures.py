@@ -532,6 +532,62 @@ def overwrite() -> Drawing:
     return d
 
 
+# Two adapters at once -----------------------------------------------------------------
+
+
+def two_adapters() -> Drawing:
+    d = Drawing(
+        "two-adapters",
+        330,
+        "Two adapters of one layer and the products of their outputs",
+        "Two cases of two sparse adapters A1 and A2 of the same weight, 6 outputs by 5 "
+        "inputs, with the outputs a = A1 x and b = A2 x and their products entry by "
+        "entry. Above: no entry is in both and no column either, but rows 1 and 5 "
+        "hold entries of both; a and b are both non-zero there, and through an "
+        "activation these two outputs have a cross term. Below: A1 has rows 1, 3 and "
+        "5, A2 has rows 2, 4 and 6; no output has both, and there is no cross term.",
+    )
+    u, rows, columns = 14, 6, 5
+
+    def case(y, title, first, second):
+        d.text(8, y, title, 15, weight=600)
+        top = y + 14
+        hit = [sorted({i for i, _ in part}) for part in (first, second)]
+        both = [i for i in hit[0] if i in hit[1]]
+        for x, part, name in ((8, first, "1"), (100, second, "2")):
+            d.frozen(x, top, columns * u, rows * u)
+            d.cells(x, top, u, part, "sparse", 1.5)
+            d.text(
+                x + columns * u / 2,
+                top + rows * u + 19,
+                f"*A*_{{{name}}}",
+                14,
+                "middle",
+            )
+        lines = ((196, hit[0], "*a*"), (226, hit[1], "*b*"), (272, both, "*a* ⊙ *b*"))
+        for x, at, name in lines:
+            d.box(x, top, u - 1, rows * u, None, 0, 0.8, 0)
+            family = None if x == 272 else "sparse"
+            d.cells(x, top, u, [(i, 0) for i in at], family, 1.5)
+            d.text(x + u / 2, top + rows * u + 19, name, 14, "middle")
+        for x in (176, 250):
+            d.line((x, top + rows * u / 2), (x + 14, top + rows * u / 2), arrow=True)
+        words = f"{len(both)} cross terms" if both else "no cross term"
+        d.text(294, top + rows * u / 2 + 5, words, 13)
+
+    few = [(0, 0), (2, 1), (4, 0), (4, 1), (2, 0)]
+    other = [(0, 3), (3, 4), (4, 4), (3, 2), (0, 4)]
+    case(18, "No entry and no column in common", few, other)
+    case(
+        168,
+        "No output row in common",
+        [(i, j) for i in (0, 2, 4) for j in (0, 1, 3)],
+        [(i, j) for i in (1, 3, 5) for j in (0, 1, 3)],
+    )
+    d.legend(316, ("frozen", "frozen", 66), ("sparse", "trained, or not zero", 140))
+    return d
+
+
 # All of them --------------------------------------------------------------------------
 
 ALL = tuple(MATRICES)
@@ -575,6 +631,7 @@ def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
     made += [factors(), *(holds(kind) for kind in HOLDS), masks_drawing(), overwrite()]
+    made.append(two_adapters())
     return {f"{d.name}.svg": d.svg() for d in made}
 
 

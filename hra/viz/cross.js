@@ -81,7 +81,8 @@ function render({ model, el }) {
       ...[f.a[i], f.b[i], f.alone[i], f.both[i], f.cross[i]].map((v) => make("td", {}, whole(v))))));
     const where = hit.flatMap((h, i) => (h ? [i + 1] : []));
     ui.say(`Entries of A₁ᵀA₂ that are not zero: ${f.product.filter((v) => v !== 0).length} of 16; AWOR ${f.awor.toFixed(2)}, AWOM ${f.awom.toFixed(2)}. ` +
-      (where.length ? `Through ${s.activation} the two do not add up at output${where.length > 1 ? "s" : ""} ${where.join(", ")}.` : `Through ${s.activation} the two add up exactly at every output.`));
+      `Through ${s.activation} at z = ${whole(s.z)} the two ` +
+      (where.length ? `do not add up at output${where.length > 1 ? "s" : ""} ${where.join(", ")}.` : "add up exactly at every output."));
   }
   ui.start();
 }

@@ -128,13 +128,16 @@ function render({ model, el }) {
         alone = changes.map((change) => vit.adapted(net, [{ change, alpha: 1 }]));
         weigh();
       }).catch(fail);
-    } else if (changes && !asked) {  // once a frame, however fast the ring is dragged
-      asked = true;
-      return requestAnimationFrame(() => { asked = false; if (changes) weigh(); });
-    }
+    } else if (changes) return soon();
     say();
   }
-  let asked = false;
+  let pending = false, again = false;
+  function soon() {  // at once, then once a frame, however fast the ring is dragged
+    if (pending) { again = true; return; }
+    pending = true;
+    weigh();
+    requestAnimationFrame(() => { pending = false; if (again && changes) soon(); again = false; });
+  }
   function weigh() {
     const start = performance.now();
     W = mixed(net.W, alone, [get("one"), get("two")]);
@@ -144,12 +147,12 @@ function render({ model, el }) {
   let said = [], last = [];  // what each adapter alone says is asked once a digit
   function answer() {
     const ask = (weights, image) => vit.softmax(vit.forward(net.config, weights, image));
-    const again = last[0] === digit && last[1] === changes;
+    const same = last[0] === digit && last[1] === changes;
     said = tasks.map((task, k) => {
       const shown = digit && vit.shift(task, digit, degrees);
       if (shown) sheet.grey(seen[k], shown); else seen[k].getContext("2d").clearRect(0, 0, vit.SIDE, vit.SIDE);
       if (!shown || !W) { cells[k].forEach((c) => { c.textContent = ""; }); return null; }
-      const both = [again ? last[2 + k] : ask(alone[k], shown), ask(W, shown)];
+      const both = [same ? last[2 + k] : ask(alone[k], shown), ask(W, shown)];
       both.forEach((p, i) => { cells[k][i].textContent = `${best(p)} (${Math.round(100 * p[best(p)])} %)`; });
       last[2 + k] = both[0];
       return best(both[1]);
