@@ -12,7 +12,7 @@ export PYTHONHASHSEED = 0
 export TOKENIZERS_PARALLELISM = false
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: attack book test notebooks experiments bench clean serve lint unit nbval site lab wheel
+.PHONY: attack book test notebooks experiments bench clean serve lint unit nbval site lab lab-all wheel
 
 .venv/.stamp: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -63,6 +63,10 @@ lab: book
 
 site: book
 	$(BIN)/python tools/check_site.py
+	$(BIN)/python tools/check_lab.py
+
+lab-all: book
+	$(BIN)/python tools/check_lab.py --all
 
 notebooks: .venv/.stamp
 	$(BIN)/python tools/notebooks.py refresh
