@@ -94,9 +94,9 @@ function render({ model, el }) {
   const take = (label) => { const same = digits.filter((d) => d.label === label); paper.show(same[turn++ % same.length].image); };
   const ten = make("div", { class: "hra-ten", role: "group", "aria-label": "A handwritten digit" },
     ...Array.from({ length: 10 }, (_, c) => ui.button(String(c), () => load().then(() => digits && take(c)))));
-  const seen = tasks.map((task) => make("canvas", { class: "hra-seen", width: vit.SIDE, height: vit.SIDE, role: "img", "aria-label": `The digit ${task}, as the model sees it` }));
+  const seen = tasks.map((task) => make("canvas", { class: "hra-seen", width: vit.SIDE, height: vit.SIDE, role: "img", "data-paper": "digit", "aria-label": `The digit ${task}, as the model sees it` }));
   const cells = tasks.map(() => [make("td"), make("td")]);
-  const answers = make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "shown"), make("th", { scope: "col" }), make("th", { scope: "col" }, "its adapter alone"), make("th", { scope: "col" }, "both, as on the pad"))),
+  const answers = make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "shown"), make("th", { scope: "col" }, "the digit"), make("th", { scope: "col" }, "its adapter alone"), make("th", { scope: "col" }, "both, as on the pad"))),
     make("tbody", {}, ...tasks.map((task, k) => make("tr", {}, make("th", { scope: "row" }, task), make("td", {}, seen[k]), ...cells[k]))));
   ui.picture.append(make("div", { class: "hra-side" }, ...maps.map((m) => make("div", {}, m))),
     make("div", { class: "hra-side" }, make("div", {}, paper.paper, make("div", { class: "hra-buttons" }, ui.button("Clear", paper.clear), "or take a handwritten one:"), ten), make("div", {}, answers)));
