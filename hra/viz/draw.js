@@ -1,40 +1,16 @@
-// Draw a digit, slide the adapter. `base` is base.js, `vit` is vit.js: hra.viz.draw puts both before this file.
+// Draw a digit, slide the adapter. `base` is base.js, `vit` vit.js, `sheet` sketch.js: hra.viz.draw puts them before this file.
 const { make, axes, frame, group, palette, text } = base;
-const PIXELS = 280, PEN_WIDTH = 26, STRENGTHS = [-1, -0.5, 0, 0.5, 1, 1.5, 2];
+const STRENGTHS = [-1, -0.5, 0, 0.5, 1, 1.5, 2];
 const CSS = `
 .hra-draw .hra-side { align-items: flex-start; margin-top: .5rem; }
 .hra-draw canvas { display: block; background: #000; border: 1px solid rgba(128,128,128,.7); box-sizing: border-box; }
-.hra-draw .hra-pad { width: min(100%, 17.5rem); aspect-ratio: 1; cursor: crosshair; touch-action: none; }
+.hra-draw .hra-paper { width: min(100%, 17.5rem); aspect-ratio: 1; cursor: crosshair; touch-action: none; }
 .hra-draw .hra-seen { width: 5.25rem; height: 5.25rem; flex: none; image-rendering: pixelated; }
 .hra-draw .hra-see { display: flex; gap: .7rem; align-items: center; font-size: .92em; margin-top: .6rem; }
 .hra-draw .hra-buttons { margin: .5rem 0; }
 .hra-draw .hra-ten { display: grid; grid-template-columns: repeat(10, 1fr); gap: .25rem; width: min(100%, 17.5rem); }
 .hra-draw .hra-ten button { min-width: 1.5rem; padding: .1rem 0; }
 .hra-draw .hra-side p:first-child { margin-top: 0; }`;
-
-// A file's bytes, once a page: a script beside the page, or the kernel
-function file(name, model) {
-  const held = (globalThis.hraFiles ??= {}), read = (globalThis.hraRead ??= {});
-  if (!read[name]) {
-    const fail = (why) => { delete read[name]; return new Error(why); };
-    read[name] = model.page ? new Promise((resolve, reject) => {
-      const script = make("script", { src: `${document.documentElement.dataset.content_root}_static/hra/${name}.js` });
-      script.addEventListener("load", () => { resolve(vit.decode(held[name])); delete held[name]; script.remove(); });
-      script.addEventListener("error", () => reject(fail(`${script.getAttribute("src")} is not there`)));
-      document.head.append(script);
-    }) : new Promise((resolve) => {
-      const take = (content, buffers) => {
-        if (content.file !== name) return;
-        model.off("msg:custom", take);
-        const b = buffers[0];
-        resolve(new Uint8Array(b.buffer ?? b, b.byteOffset ?? 0, b.byteLength));
-      };
-      model.on("msg:custom", take);
-      model.send({ file: name });
-    });
-  }
-  return read[name];
-}
 
 const best = (p) => p.indexOf(Math.max(...p));
 const tenth = (v) => String(Math.round(10 * v) / 10).replace("-", "−");
@@ -44,10 +20,10 @@ function render({ model, el }) {
   const named = { plain: "as it is", rotated: `turned left by ${degrees}°`, inverted: "inverted" };
   const right = new Map();  // "task kind α keep" → [plain, shifted] of the stored digits
   let net = null, digits = null, change = null, W = null, key = "", problem = "", job = 0, sweep = null;
-  let strokes = [], digit = null, turn = 0, said = null;
+  let digit = null, turn = 0, said = null;
 
-  // ---- the pad
-  const pad = make("canvas", { class: "hra-pad", width: PIXELS, height: PIXELS, role: "img", "aria-label": "Paper to draw a digit on, with mouse, pen or finger" });
+  // ---- the paper
+  const paper = sheet.sketch((image) => { digit = image; answer(); });
   const seen = make("canvas", { class: "hra-seen", width: vit.SIDE, height: vit.SIDE, role: "img", "data-paper": "digit" });
   const bars = make("svg", { viewBox: "0 0 300 268", role: "img" });
   const counts = make("p", {}), chart = make("svg", { role: "img" });
@@ -55,61 +31,14 @@ function render({ model, el }) {
   ui.root.classList.add("hra-draw");
   ui.root.append(make("style", {}, CSS));
 
-  function grey(canvas, image) {
-    const n = vit.SIDE, small = make("canvas", { width: n, height: n }), data = new ImageData(n, n);
-    image.forEach((v, i) => data.data.set([255 * v, 255 * v, 255 * v, 255], 4 * i));
-    small.getContext("2d").putImageData(data, 0, 0);
-    canvas.getContext("2d").drawImage(small, 0, 0, canvas.width, canvas.height);
-  }
-  function wipe(hint = "") {
-    const c = pad.getContext("2d");
-    c.fillStyle = "#000";
-    c.fillRect(0, 0, PIXELS, PIXELS);
-    Object.assign(c, { fillStyle: "#aaa", font: "18px sans-serif", textAlign: "center" });
-    c.fillText(hint, PIXELS / 2, PIXELS / 2);
-  }
-  function ink(from, to) {
-    const c = pad.getContext("2d");
-    Object.assign(c, { strokeStyle: "#fff", lineWidth: PEN_WIDTH, lineCap: "round" });
-    c.beginPath(); c.moveTo(...from); c.lineTo(...to); c.stroke();
-  }
-  const place = (e) => {
-    const box = pad.getBoundingClientRect();
-    return [(e.clientX - box.left) * PIXELS / box.width, (e.clientY - box.top) * PIXELS / box.height];
-  };
-  let asked = false;
-  const soon = () => {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => { asked = false; digit = vit.raster(strokes); answer(); });
-  };
-  pad.addEventListener("pointerdown", (e) => {
-    e.preventDefault();
-    pad.setPointerCapture(e.pointerId);
-    if (!strokes.length) wipe();
-    strokes.push([place(e)]);
-    ink(place(e), place(e));
-    soon();
-  });
-  pad.addEventListener("pointermove", (e) => {
-    if (!pad.hasPointerCapture(e.pointerId)) return;
-    const stroke = strokes.at(-1), at = place(e);
-    ink(stroke.at(-1), at);
-    stroke.push(at);
-    soon();
-  });
-  const clear = () => { strokes = []; digit = null; wipe("draw a digit here"); answer(); };
   function take(label) {  // a stored digit, another one each time
     const same = digits.filter((d) => d.label === label);
-    strokes = [];
-    digit = same[turn++ % same.length].image;
-    grey(pad, digit);
-    answer();
+    paper.show(same[turn++ % same.length].image);
   }
   const ten = make("div", { class: "hra-ten", role: "group", "aria-label": "A handwritten digit" },
     ...Array.from({ length: 10 }, (_, c) => ui.button(String(c), () => load().then(() => digits && take(c)))));
   ui.picture.append(make("div", { class: "hra-side" },
-    make("div", {}, pad, make("div", { class: "hra-buttons" }, ui.button("Clear", clear), "or take a handwritten one:"), ten),
+    make("div", {}, paper.paper, make("div", { class: "hra-buttons" }, ui.button("Clear", paper.clear), "or take a handwritten one:"), ten),
     make("div", {}, bars, make("div", { class: "hra-see" }, seen,
       make("span", {}, "What the model sees: the digit sized and centred as the ones it was trained on, then shown as you choose.")))));
 
@@ -126,7 +55,7 @@ function render({ model, el }) {
   // ---- loading
   let loading = null;
   function load() {
-    return loading ??= Promise.all([file(files.model, model), file(files.digits, model)]).then(([m, d]) => {
+    return loading ??= Promise.all([sheet.file(files.model, model), sheet.file(files.digits, model)]).then(([m, d]) => {
       net = vit.readModel(m);
       digits = vit.readImages(d);
       if (!digit) take(get("sample"));
@@ -154,7 +83,7 @@ function render({ model, el }) {
     const wanted = files[`${get("task")} ${get("kind")}`];
     if (net && change?.file !== wanted) {
       W = null;
-      file(wanted, model).then((bytes) => {
+      sheet.file(wanted, model).then((bytes) => {
         if (wanted !== files[`${get("task")} ${get("kind")}`]) return;
         change = Object.assign(vit.readChange(bytes), { file: wanted });
         weigh();
@@ -177,7 +106,7 @@ function render({ model, el }) {
     const shown = digit && vit.shift(get("shown"), digit, degrees);
     if (first[0] !== digit || first[1] !== get("shown")) first = [digit, get("shown"), digit && net && ask(net.W, shown)];
     said = shown && W ? [first[2], ask(W, shown)] : null;
-    if (shown) grey(seen, shown); else seen.getContext("2d").clearRect(0, 0, vit.SIDE, vit.SIDE);
+    if (shown) sheet.grey(seen, shown); else seen.getContext("2d").clearRect(0, 0, vit.SIDE, vit.SIDE);
     seen.setAttribute("aria-label", digit ? `The digit as the model sees it: ${named[get("shown")]}` : "No digit yet");
     paint();
     say();
@@ -260,9 +189,7 @@ function render({ model, el }) {
       `With ${what}, ` + (a ? `it gets ${a[1]} of 100 ${t} digits right and ${a[0]} of 100 plain ones` : "the stored digits are being counted") +
       (a && b ? `; pretrained ${b[1]} and ${b[0]}.` : "."));
   }
-  wipe();
   ui.start();
 }
 
-// without a kernel the weights stand beside the pages of a site, and nowhere else
-export default { render, needs_kernel: () => document.documentElement.dataset.content_root === undefined };
+export default { render, needs_kernel: sheet.needs_kernel };

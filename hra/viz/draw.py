@@ -138,7 +138,7 @@ class DrawDigit(StaticWidget):
 
     @classmethod
     def script(cls) -> str:
-        parts = (BASE, HERE / "vit.js", cls._js_path)
+        parts = (BASE, HERE / "vit.js", HERE / "sketch.js", cls._js_path)
         return "\n".join(p.read_text(encoding="utf-8") for p in parts)
 
     def _asked(self, _: Any, content: Any, buffers: Any) -> None:

@@ -12,7 +12,7 @@ import traitlets
 from hra.data import digits
 from hra.viz import packed
 from hra.viz.draw import HIGH, LOW, DrawDigit
-from hra.viz.static import BASE, HERE, check
+from hra.viz.static import HERE, check
 
 STEP = 0.5  # between two strengths at which the stored digits are counted
 
@@ -86,11 +86,6 @@ class AdapterPad(DrawDigit):
     @traitlets.validate("one", "two")
     def _check_strength(self, proposal: Any) -> float:
         return check(proposal, LOW, HIGH)
-
-    @classmethod
-    def script(cls) -> str:
-        parts = (BASE, HERE / "vit.js", HERE / "sketch.js", cls._js_path)
-        return "\n".join(p.read_text(encoding="utf-8") for p in parts)
 
     @torch.no_grad()
     def both(self, one: float, two: float, kind: str | None = None) -> list[int]:
