@@ -396,6 +396,62 @@ def holds(kind: str) -> Drawing:
 SPARSE = [(0, 4), (1, 1), (2, 6), (3, 3), (4, 4), (5, 0), (6, 5), (7, 3)]
 
 
+# The first step -----------------------------------------------------------------------
+
+
+def first_step() -> Drawing:
+    d = Drawing(
+        "first-step",
+        392,
+        "What the first step of LoRA and of a sparse adapter sees of an input",
+        "Above: LoRA's A turns the input x, of d_in numbers, into Ax, of "
+        "r numbers; the first step changes B alone, by the gradient g times Ax, so the "
+        "output moves by s squared times the squared length of Ax, along g. Below: a "
+        "sparse adapter; row i of the weight has a few trained entries, and the first "
+        "step moves output i by the sum of the squares of x at these entries.",
+    )
+    u, top = 13, 40
+    d.text(8, 20, "LoRA: *B* moves along *g*(*Ax*)ᵀ", 15, weight=600)
+    d.box(20, top, u, 10 * u, None, 0.2)
+    d.text(26, top + 10 * u + 20, "*x*", 16, "middle")
+    d.line((40, top + 65), (66, top + 65), arrow=True)
+    d.box(74, top + 52, 8 * u, 2 * u, "lowrank", 0.12)
+    d.text(126, top + 71, "*A*", 17, "middle")
+    d.line((184, top + 65), (208, top + 65), arrow=True)
+    d.box(216, top + 52, u, 2 * u, None, 0.2)
+    d.text(222, top + 98, "*Ax*", 16, "middle")
+    d.line((236, top + 65), (258, top + 65), arrow=True)
+    d.box(266, top, 2 * u, 10 * u, "lowrank", 0.6)
+    d.text(279, top + 71, "*B*", 17, "middle")
+    d.line((298, top + 65), (316, top + 65), arrow=True)
+    d.text(321, top + 71, "*s*²‖*Ax*‖²*g*", 14)
+    d.text(74, top + 10 * u + 20, "each of the *r* numbers of *Ax* adds its square", 13)
+    y = 230
+    d.line((8, y - 8), (392, y - 8), width=0.8)
+    d.text(
+        8,
+        y + 16,
+        "Sparse: entry (*i*, *j*) moves along *g*_{i} *x*_{j}",
+        15,
+        weight=600,
+    )
+    d.frozen(90, y + 34, 10 * u, 6 * u)
+    places = [(0, 1), (0, 6), (1, 3), (2, 8), (2, 0), (3, 5), (4, 2), (5, 7), (5, 4)]
+    d.cells(92, y + 36, u, places, "sparse", 3)
+    d.box(90, y + 34 + 2 * u, 10 * u, u, None, 0.12, 1.5)
+    d.text(82, y + 34 + 2 * u + 11, "row *i*", 14, "end")
+    d.line((228, y + 73), (252, y + 73), arrow=True)
+    d.text(260, y + 78, "Σ *x*_{j}² *g*_{i}", 16)
+    d.text(90, y + 134, "over its trained entries, a share *p* of all", 13)
+    d.legend(
+        y + 156,
+        ("frozen", "frozen", 70),
+        ("lowrank", "LoRA", 60),
+        ("sparse", "sparse", 60),
+    )
+    return d
+
+
 # Five masks on one real weight --------------------------------------------------------
 
 SITE, HEAD_ROWS, EVERY, BATCHES = "transformer.h.3.attn.c_attn", slice(384, 416), 32, 2
@@ -630,8 +686,8 @@ BLOCKS = {  # a chapter lights what it adapts
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
-    made += [factors(), *(holds(kind) for kind in HOLDS), masks_drawing(), overwrite()]
-    made.append(two_adapters())
+    made += [factors(), *(holds(kind) for kind in HOLDS), first_step()]
+    made += [masks_drawing(), overwrite(), two_adapters()]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 

@@ -386,6 +386,24 @@ MUTANTS = {
         "cross: product.slice(0, 4)",
         "tests/test_two_adapters.py",
     ),
+    "the first step has LoRA's scale once": (
+        "analysis/bounds.py",
+        "else scale**2 * h.square().sum()",
+        "else scale * h.square().sum()",
+        "tests/test_one_step.py",
+    ),
+    "Adam's first step is as long as SGD's": (
+        "analysis/bounds.py",
+        "seen = x.abs() if adam else x.square()",
+        "seen = x.square()",
+        "tests/test_one_step.py",
+    ),
+    "a switch at no strength leaves the change": (
+        "switch.py",
+        "if strength != 1:",
+        "if strength not in (0, 1):",
+        "tests/test_switch.py",
+    ),
 }
 
 
