@@ -62,6 +62,14 @@ def slider(**kw):
     return RankSlider(torch.randn(20, 12), **kw)
 
 
+def test_a_small_matrix_needs_no_rank_and_a_large_rank_is_refused():
+    w = RankSlider(torch.eye(4))
+    assert w.r == 4 and RankSlider(torch.ones(20, 12)).r == 8
+    with pytest.raises(ValueError, match=r"r=4000 is out of range: 0 to 4"):
+        w.r = 4000
+    assert w.r == 4
+
+
 @node
 def test_the_script_computes_what_the_library_computes():
     torch.manual_seed(0)

@@ -37,10 +37,11 @@ class RankSlider(StaticWidget):
     r = traitlets.Int(8).tag(sync=True)
 
     def __init__(
-        self, delta: Tensor, r: int = 8, name: str = "ΔW", **kwargs: Any
+        self, delta: Tensor, r: int | None = None, name: str = "ΔW", **kwargs: Any
     ) -> None:
         if delta.ndim != 2:
             raise ValueError(f"delta is {tuple(delta.shape)}; a matrix is needed.")
+        r = min(8, *delta.shape) if r is None else r
         matrix = delta.detach().cpu().double()
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
         noise = torch.randn(
