@@ -386,6 +386,18 @@ MUTANTS = {
         "cross: product.slice(0, 4)",
         "tests/test_two_adapters.py",
     ),
+    "the tail of the singular values begins one late": (
+        "analysis/bounds.py",
+        "rest = sigma[r:]",
+        "rest = sigma[r + 1 :]",
+        "tests/test_analysis_sparse.py",
+    ),
+    "the truncation keeps one direction too many": (
+        "analysis/rank.py",
+        "U[:, :r]",
+        "U[:, : r + 1]",
+        "tests/test_analysis_sparse.py",
+    ),
     "the first step has LoRA's scale once": (
         "analysis/bounds.py",
         "else scale**2 * h.square().sum()",
