@@ -305,7 +305,7 @@ def test_the_calculators_fallback_and_size():
     assert len(w._js_path.read_bytes()) < 10_240
     w.model = "GPT-3 175B"
     assert w.summary().endswith("those of the linear layers only; no total")
-    with pytest.raises(ValueError, match=r"method='PrefixTuning' does not exist"):
+    with pytest.raises(ValueError, match=r"method='PrefixTuning' is none of these"):
         calculator(method="PrefixTuning")
-    with pytest.raises(ValueError, match=r"model='GPT-5' does not exist"):
+    with pytest.raises(ValueError, match=r"model='GPT-5' is none of these"):
         calculator(model="GPT-5")

@@ -3,9 +3,9 @@ what becomes of both texts with W0 + α ΔW, α from −1 to 2.
 
     python -m hra.studies.dial                 # or: make experiments NAME=dial
 
-The adapters are trained as in `lora_grid` and `shira_grid`, at the rates that were best
-there: LoRA of rank 2, and SHiRA of as many numbers on a random mask. A run holds, for
-every α, the bits per character of the new and of the old text.
+The adapters are those of the study shira_masks, at the rates that were best there: LoRA
+of rank 2, and SHiRA of as many numbers on a random mask. A run holds, for every α, the
+bits per character of the new and of the old text.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ STUDY = Study("dial", run, moby.SETTING, SEEDS)
 
 
 def main(study: Study) -> None:
-    best = record("shira_grid")["lr"]
-    cells = [(k, best[k]) for k in SETTINGS]
-    study.do(moby.jobs(cells, SEEDS))
-    study.note(lr={k: best[k] for k in SETTINGS})
+    chosen = record("shira_masks")["protocol"]["chosen"]
+    chosen = [c for c in chosen if c["setting"] in SETTINGS]
+    study.protocol(chosen, moby.ON, study="shira_masks")
+    best = {c["setting"]: c["best"] for c in chosen}
+    study.do(moby.jobs(best.items(), SEEDS))
+    study.note(lr=best)
 
 
 if __name__ == "__main__":
