@@ -67,6 +67,7 @@ site: book
 
 lab-all: book
 	$(BIN)/python tools/check_lab.py --all
+	$(BIN)/python tools/notebooks.py twice
 
 notebooks: .venv/.stamp
 	$(BIN)/python tools/notebooks.py refresh

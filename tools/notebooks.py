@@ -3,6 +3,7 @@
     python tools/notebooks.py refresh [name ...]   text -> ipynb, executed
     python tools/notebooks.py pull    [name ...]   ipynb (edited in Jupyter) -> text
     python tools/notebooks.py check                changes nothing; no kernel
+    python tools/notebooks.py twice   [name ...]   each cell run twice; changes nothing
 
 An output is kept only in a cell tagged `nbval-check-output`, together with its
 execution count: without the count nbval compares nothing, or fails with "Unrun
@@ -11,6 +12,9 @@ reference cell has outputs".
 `check` holds every chapter to its twin, its committed form, its lines and columns, and
 asks that each of its checks (a stored output, or an assert) is broken once in
 notebooks/breaks (see notebooks/conftest.py).
+
+`twice` runs each code cell, and at once again, as a reader does who changes one number
+in it: no error, nothing on stderr, and the second time a kept output is what is stored.
 """
 
 from __future__ import annotations
@@ -131,6 +135,41 @@ def problems(nb_path):
             yield f"code cell {i}: tags, not NBVAL comments; hra.viz, not ipywidgets"
 
 
+def said(outputs):
+    """What a cell printed, and the texts that it showed."""
+    texts = [("printed", o.text) for o in merged(outputs) if o.output_type == "stream"]
+    for o in outputs:
+        texts += [
+            kv for kv in sorted(o.get("data", {}).items()) if kv[0][:5] == "text/"
+        ]
+    return texts
+
+
+def twice(nb):
+    """What goes wrong when each code cell of an executed notebook is run twice."""
+    from nbclient import NotebookClient
+
+    nb = nbformat.from_dict(nb)
+    folder = {"metadata": {"path": str(ROOT)}}
+    client = NotebookClient(nb, timeout=600, kernel_name="python3", resources=folder)
+    client.allow_errors = True  # all that is wrong, not the first alone
+    with client.setup_kernel():
+        code = [(i, c) for i, c in enumerate(nb.cells) if c.cell_type == "code"]
+        for n, (i, cell) in enumerate(code):
+            stored = said(cell.outputs)
+            for time in ("first", "second"):
+                client.execute_cell(cell, i)
+                where = f"code cell {n}, the {time} time: "
+                for o in cell.outputs:
+                    if o.output_type == "error":
+                        yield f"{where}{o.ename}: {o.evalue}"
+                    elif o.get("name") == "stderr":
+                        yield f"{where}stderr: {o.text}"
+                again = said(cell.outputs)
+                if KEEP in tags(cell) and again != stored:
+                    yield f"{where}{again} is not what is stored: {stored}"
+
+
 def main(argv):
     cmd, names = (argv[0] if argv else "check"), argv[1:]
     if cmd == "refresh":
@@ -158,6 +197,14 @@ def main(argv):
                 jupytext.write(nb, TEXT / (p.stem + ".md"), fmt=FMT)
                 p.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
         return 0
+    if cmd == "twice":
+        bad = []
+        for p in sorted(ROOT.glob("*.ipynb")):
+            if not names or p.stem in names:
+                found = [f"{p.name} {m}" for m in twice(nbformat.read(p, as_version=4))]
+                print("\n".join(found) or f"{p.name}: each cell runs twice", flush=True)
+                bad += found
+        return bool(bad)
     bad = [f"{p.name} {m}" for p in sorted(ROOT.glob("*.ipynb")) for m in problems(p)]
     bad += [
         f"text/{m.name} has no notebook"
