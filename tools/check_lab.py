@@ -217,17 +217,20 @@ def check_panel(on: Lab, say) -> None:
 
         def reaches(words: str, seconds: float, status=status) -> bool:
             until = time.time() + seconds
-            while words not in status.inner_text() and time.time() < until:
+            while words not in (said := status.inner_text()) and time.time() < until:
+                if said.startswith("Stopped:"):
+                    break
                 time.sleep(0.2)
-            return words in status.inner_text()
+            return words in said
 
         host.scroll_into_view_if_needed()
         press_("Train")
-        if not reaches("Step", 120):
+        if reaches("Step", 120):
+            press_("Cancel")
+            if not reaches("Cancelled", 60):
+                say(f"the panel does not cancel: {status.inner_text()!r}")
+        else:
             say(f"the panel does not train: {status.inner_text()!r}")
-        press_("Cancel")
-        if not reaches("Cancelled", 60):
-            say(f"the panel does not cancel: {status.inner_text()!r}")
         said = on.ask(KERNEL.format(name=name, new={"lr": 5.0}))
         if "out of range" not in said:
             say(f"a learning rate of 5 is not refused: {said[:120]}")
@@ -276,6 +279,9 @@ def check(on: Lab, name: str, browser, shots: Path | None, panel: bool) -> list[
     on.page.wait_for_timeout(1000)
     if shots:
         on.page.screenshot(path=shots / f"{name}_live.png")
+    if not on.page.locator(".jp-Notebook [data-hra]").count():
+        say("shows no widget")
+        return bad
     moved = check_live(on, say)
     if panel:
         check_panel(on, say)
