@@ -1,4 +1,4 @@
-"""tools/check_lab.py passes a sound notebook, and sees all that is broken in another."""
+"""tools/check_lab.py passes a sound notebook, and sees what is broken in another."""
 
 import importlib.util
 import os
