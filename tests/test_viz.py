@@ -192,6 +192,11 @@ REFUSED = {
         "thousandths": (0, "1 to 200"),
         "bandwidth": (0, "1 to 200"),
     },
+    "sparserank": {
+        "mask": ("x", "rand, struct, weight, by hand"),
+        "at": (6, "0 to 5"),
+        "r": (17, "0 to 16"),
+    },
     "panel": {
         "r": (4000, "1 to 64"),
         "density": (0.9, "0.001 to 0.316"),
@@ -539,6 +544,115 @@ def test_the_count_explorer_has_the_counts_of_the_bill(monkeypatch):
         drawn.clear()
         tuned.model(torch.ones(3, 16)).sum().backward()
         assert sum(drawn) == w.facts()[name]["random"], name
+
+
+HAND = torch.tensor([[0.0, 3, 0], [2, 0, 0], [0, 0, 1]])
+
+
+def sparse(**kw):
+    g = torch.Generator().manual_seed(0)
+    weight, full = torch.randn(2, 24, 16, generator=g)
+    return hra.viz.SparseRank(weight, full, {"by hand": HAND}, **kw), weight, full
+
+
+@node
+def test_the_sparse_rank_widget_computes_what_the_library_computes():
+    w, _, full = sparse()
+    choices = [
+        {"mask": mask, "at": at, "r": r}
+        for mask in w.changes
+        for at in (0, 3, 5)
+        for r in (0, 1, 5, 16)
+    ]
+    state = json.dumps(w.public_state())
+    drawn = javascript(
+        w,
+        f"{json.dumps(choices)}.map(c => [m.matrix, m.residual].map(f => "
+        f"Array.from(f({{...{state}, ...c}}).values)))",
+    )
+    rank = hra.analysis.rank
+    for choice, got, (change, left) in zip(
+        choices, at_each(w, choices), drawn, strict=True
+    ):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        S, r = w.matrix(), min(w.r, *w.matrix().shape)
+        change, left = (
+            torch.tensor(M, dtype=S.dtype).view_as(S) for M in (change, left)
+        )
+        assert torch.equal(change, S)
+        low = rank.truncate(S, r)
+        assert (left - (S - low)).abs().max() < 1e-9
+        assert got.keys() == w.facts().keys()
+        for k, v in w.facts().items():
+            assert got[k] == pytest.approx(v, abs=1e-9), k
+        # Eckart and Young: what is kept, and both errors
+        energy = float(S.square().sum())
+        spectral, frobenius = hra.analysis.bounds.eckart_young(S, r)
+        kept = 1 - float((S - low).square().sum()) / energy
+        assert got["kept"] == pytest.approx(kept, abs=1e-9) and got["r"] == r
+        assert got["next"] == pytest.approx(spectral**2 / energy, abs=1e-9)
+        if got["left"] is not None:
+            assert got["left"] == pytest.approx(frobenius**2 / spectral**2)
+        assert (got["left"] is None) == (r >= got["rank"])
+        assert got["rank"] == torch.linalg.matrix_rank(S)
+        same = S.shape == full.shape
+        share = float(rank.captured(full)[r - 1]) if r else 0
+        assert got["full"] == (pytest.approx(share, rel=1e-4) if same else None)
+        assert got["matched"] * sum(S.shape) == got["K"] == (S != 0).sum()
+
+
+def test_the_sparse_rank_widget_draws_the_librarys_masks():
+    w, weight, _ = sparse()
+    numbers = torch.randn(
+        24, 16, generator=torch.Generator().manual_seed(0), dtype=torch.double
+    )
+    for at, p in enumerate(w.densities):
+        w.at = at
+        for rule in ("rand", "struct", "weight"):
+            w.mask = rule
+            layer = torch.nn.Linear(16, 24, bias=False)
+            layer.weight.data = weight
+            on = torch.zeros(384).index_fill(
+                0, hra.SHiRA(layer, mask=rule, density=p, seed=0).index.long(), 1
+            )
+            S = w.matrix()
+            assert rule == "rand" or torch.equal(S != 0, on.view(24, 16) > 0)
+            assert (S != 0).sum() == on.sum()
+            assert (S - numbers * (S != 0)).abs().max() < 1e-4
+    w.mask, w.r = "by hand", 1
+    assert (w.matrix() - HAND).abs().max() < 1e-4
+    assert w.facts()["left"] == pytest.approx(5 / 4, abs=1e-4)
+    assert w.facts()["kept"] == pytest.approx(9 / 14, abs=1e-4)
+    w.r = 16  # as far as another mask goes
+    assert w.facts()["r"] == 3 and w.facts()["kept"] == 1
+
+
+def test_the_sparse_rank_widgets_fallback_size_and_refusals():
+    w, weight, full = sparse(mask="by hand")
+    for mask in ("by hand", "rand"):
+        w.mask = mask
+        assert w.fallback_figure().words() == w.summary()
+    assert "of a full change" in w.summary()
+    assert len(w._js_path.read_bytes()) < 10_000
+    big = torch.randn(64, 64)
+    assert len(json.dumps(hra.viz.SparseRank(big, big).public_state())) < 50_000
+    make = hra.viz.SparseRank
+    with pytest.raises(ValueError, match=r"full is \(16, 24\), weight is \(24, 16\)"):
+        make(weight, full.T)
+    with pytest.raises(ValueError, match=r"weight is \(97, 1\)"):
+        make(torch.ones(97, 1), full)
+    for bad in (torch.zeros(3, 3), HAND / 0):
+        with pytest.raises(ValueError, match="hers is zero, or holds NaN or Inf"):
+            make(weight, full, {"hers": bad})
+    with pytest.raises(ValueError, match="rand is drawn here"):
+        make(weight, full, {"rand": HAND})
+    with pytest.raises(ValueError, match="leave out some densities"):
+        make(big, big, densities=[0.5] * 10)
+    with pytest.raises(ValueError, match="r=17 is out of range: 0 to 16"):
+        sparse(marks={"r": {"all": 17}})
+    with pytest.raises(ValueError, match="mask='x' is none of these: rand, struct"):
+        sparse(presets={"x": {"mask": "x"}})
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
@@ -996,6 +1110,7 @@ WIDGETS = {
     "replay": lambda: replayed(),
     "paint": hra.viz.MaskPainter,
     "switch": lambda: switch()[0],
+    "sparserank": lambda: sparse(presets={"by hand": {"mask": "by hand", "r": 1}})[0],
 }
 
 

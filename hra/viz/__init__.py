@@ -45,6 +45,7 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.CrossTerms()
     viz.AdapterPad({"rotated": {"LoRA": file}, "inverted": {"LoRA": file}})
     viz.CountExplorer(model="LLaMA-2 7B", vera=256)
+    viz.SparseRank(W0[:64, :64], full_change[:64, :64], mask="rand", r=4)
 
 A prediction: the reader commits to a number or a choice, then sees the widget with the
 guess beside the answer. Once a chapter.
@@ -75,6 +76,7 @@ from hra.viz.paint import MaskPainter
 from hra.viz.plots import bills, intervals, plot_log
 from hra.viz.rank import RankSlider
 from hra.viz.replay import Replay, replay
+from hra.viz.sparserank import SparseRank
 from hra.viz.static import StaticWidget, prediction
 from hra.viz.step import StepSize
 from hra.viz.style import FAMILIES, INK, PARTS, colour, figure, label_lines, look
@@ -94,6 +96,7 @@ __all__ = [
     "MaskPainter",
     "RankSlider",
     "Replay",
+    "SparseRank",
     "StaticWidget",
     "StepSize",
     "SwitchCost",

@@ -115,6 +115,42 @@ canvas.hra-pixels { width: 100%; image-rendering: pixelated; border: 1px solid r
     return { svg, X, Y, path, text, W, H, L, R, T, B };
   }
 
+  // signed entries as pixels, as strong as |v| is against `most`: blue above zero, orange below
+  function pixels(canvas, { rows, columns, values }, most) {
+    const ctx = canvas.getContext("2d"), image = ctx.createImageData(columns, rows);
+    values.forEach((v, i) => {
+      const colour = v > 0 ? [42, 120, 214] : [209, 102, 31];
+      image.data.set([...colour, 255 * Math.min(1, Math.abs(v) / most)], 4 * i);
+    });
+    ctx.putImageData(image, 0, 0);
+  }
+
+  // singular value decomposition by rotating pairs of columns until all are orthogonal:
+  // sigma, largest first, and as many pairs [σ u, v] that add up to the matrix
+  function svd({ rows, columns, values }) {
+    const column = (j) => Float64Array.from({ length: rows }, (_, i) => values[i * columns + j]);
+    const A = Array.from({ length: columns }, (_, j) => column(j));
+    const V = A.map((_, j) => Float64Array.from({ length: columns }, (__, i) => +(i === j)));
+    const dot = (x, y) => { let s = 0; for (let i = 0; i < x.length; i++) s += x[i] * y[i]; return s; };
+    const turn = (x, y, c, s) => {
+      for (let i = 0; i < x.length; i++) { const a = x[i], b = y[i]; x[i] = c * a - s * b; y[i] = s * a + c * b; }
+    };
+    const none = 1e-30 * A.reduce((s, x) => s + dot(x, x), 0);
+    for (let sweep = 0, moved = true; moved && sweep < 60; sweep++) {
+      moved = false;
+      for (let p = 0; p < columns; p++) for (let q = p + 1; q < columns; q++) {
+        const x = dot(A[p], A[p]), y = dot(A[q], A[q]), z = dot(A[p], A[q]);
+        if (Math.abs(z) <= 1e-14 * Math.sqrt(x * y) || Math.abs(z) <= none) continue;
+        moved = true;
+        const zeta = (y - x) / (2 * z), t = (zeta < 0 ? -1 : 1) / (Math.abs(zeta) + Math.hypot(1, zeta)), c = 1 / Math.hypot(1, t);
+        turn(A[p], A[q], c, c * t);
+        turn(V[p], V[q], c, c * t);
+      }
+    }
+    const length = A.map((x) => Math.sqrt(dot(x, x))), order = [...length.keys()].sort((i, j) => length[j] - length[i]).slice(0, Math.min(rows, columns));
+    return { sigma: order.map((j) => length[j]), pairs: order.map((j) => [A[j], V[j]]) };
+  }
+
   let serial = 0;
   // The frame of a widget: title, controls, presets and reset, picture, a sentence for
   // everybody, caption. `keys` are the model's names that the reader may change;
@@ -245,5 +281,5 @@ canvas.hra-pixels { width: 100%; image-rendering: pixelated; border: 1px solid r
     return () => models.delete(name);
   }
 
-  return { make, group, size, short, percent, ms, palette, gap, text, ticks, axes, frame, enlist };
+  return { make, group, size, short, percent, ms, palette, gap, text, ticks, axes, pixels, svd, frame, enlist };
 })();

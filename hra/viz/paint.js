@@ -1,5 +1,5 @@
 // Paint a mask. `base` is base.js, which hra.viz.static puts before this file.
-const { make, frame, axes, group, palette } = base;
+const { make, frame, axes, group, svd, palette } = base;
 
 // a largest matching of rows to columns, by augmenting paths; König's smallest cover
 function matching(cells, n) {
@@ -26,28 +26,10 @@ function matching(cells, n) {
     rows: all.filter((i) => !rows[i]), columns: all.filter((j) => columns[j]) };
 }
 
-// singular values, largest first, by rotating pairs of columns until all are orthogonal
-function singular(a, n) {
-  const col = Array.from({ length: n }, (_, j) => a.filter((_, k) => k % n === j));
-  const dot = (x, y) => x.reduce((s, v, i) => s + v * y[i], 0);
-  for (let sweep = 0; sweep < 60; sweep++) {
-    let moved = false;
-    for (let p = 0; p < n; p++) for (let q = p + 1; q < n; q++) {
-      const x = dot(col[p], col[p]), y = dot(col[q], col[q]), z = dot(col[p], col[q]);
-      if (Math.abs(z) <= 1e-15 * Math.sqrt(x * y) || z === 0) continue;
-      moved = true;
-      const zeta = (y - x) / (2 * z), t = (zeta < 0 ? -1 : 1) / (Math.abs(zeta) + Math.hypot(1, zeta)), c = 1 / Math.hypot(1, t), s = c * t;
-      [col[p], col[q]] = [col[p].map((v, i) => c * v - s * col[q][i]), col[p].map((v, i) => s * v + c * col[q][i])];
-    }
-    if (!moved) break;
-  }
-  return col.map((v) => Math.sqrt(dot(v, v))).sort((x, y) => y - x);
-}
-
 function facts({ cells, values }) {
   const n = Math.round(Math.sqrt(cells.length)), found = matching(cells, n);
   return { K: [...cells].filter((c) => c === "1").length, rank: found.pairs.length, ...found,
-    sigma: singular(values.map((v, k) => (cells[k] === "1" ? v : 0)), n) };
+    sigma: svd({ rows: n, columns: n, values: values.map((v, k) => (cells[k] === "1" ? v : 0)) }).sigma };
 }
 
 const CSS = `

@@ -1,6 +1,6 @@
 // The rank slider; its sums run in the browser. `base` is base.js, which hra.viz.static
 // puts before this file.
-const { make, size, percent, frame, axes, short, palette } = base;
+const { make, size, percent, frame, axes, pixels, palette } = base;
 
 const share = (sigma, r) => {
   let kept = 0, all = 0;
@@ -56,14 +56,6 @@ function render({ model, el }) {
     whole.setAttribute("aria-label", `Picture of ${full.rows} × ${full.columns} entries of ${fixed.name}, all ranks.`);
   }
   const most = full ? [...full.values].map(Math.abs).sort((a, b) => a - b)[Math.floor(0.98 * (full.values.length - 1))] || 1 : 1;
-  function paint(canvas, { rows, columns, values }) {
-    const ctx = canvas.getContext("2d"), image = ctx.createImageData(columns, rows);
-    values.forEach((v, i) => {
-      const colour = v > 0 ? [42, 120, 214] : [209, 102, 31];
-      image.data.set([...colour, 255 * Math.min(1, Math.abs(v) / most)], 4 * i);
-    });
-    ctx.putImageData(image, 0, 0);
-  }
 
   function draw() {
     const s = state(), r = s.r, f = facts(s);
@@ -75,11 +67,11 @@ function render({ model, el }) {
     ui.say(said);
     plot.svg.setAttribute("aria-label", `Singular values on a logarithmic scale. ${said}`);
     if (!full) return;
-    paint(at_r, entries(s));
+    pixels(at_r, entries(s), most);
     under[0].textContent = `rank ${r}`;
     at_r.setAttribute("aria-label", `The same entries at rank ${r}.`);
   }
-  if (full) paint(whole, full);
+  if (full) pixels(whole, full, most);
   ui.start();
 }
 
