@@ -600,6 +600,7 @@ def test_the_sparse_rank_widget_computes_what_the_library_computes():
         share = float(rank.captured(full)[r - 1]) if r else 0
         assert got["full"] == (pytest.approx(share, rel=1e-4) if same else None)
         assert got["matched"] * sum(S.shape) == got["K"] == (S != 0).sum()
+        assert got["lora"] <= got["matched"] + 0.05 < got["lora"] + 1
 
 
 def test_the_sparse_rank_widget_draws_the_librarys_masks():

@@ -29,7 +29,8 @@ function facts(s) {
   const same = S.rows === s.shape[0] && S.columns === s.shape[1];
   return { K, rank: sigma.filter((v) => v > ZERO * sigma[0]).length, r, kept: next ? 1 - cut / energy : 1,
     full: same ? share(s.full, r) : null, random: same ? share(s.random, r) : null,
-    next: next * next / energy, left: next ? cut / (next * next) : null, matched: K / (S.rows + S.columns) };
+    next: next * next / energy, left: next ? cut / (next * next) : null, matched: K / (S.rows + S.columns),
+    lora: Math.floor(K / (S.rows + S.columns) + 0.05) };
 }
 
 // S less its best matrix of rank r
@@ -39,9 +40,6 @@ function residual(s) {
   return { ...S, values };
 }
 
-// the rank of a LoRA of as many numbers; a twentieth of a rank too few is as many
-const like = (f) => Math.floor(f.matched + 0.05);
-
 function render({ model, el }) {
   const fixed = Object.fromEntries(["changes", "densities", "shape", "full", "random"].map((k) => [k, model.get(k)]));
   const keys = ["mask", "at", "r"], state = () => ({ ...fixed, ...Object.fromEntries(keys.map((k) => [k, model.get(k)])) });
@@ -49,7 +47,7 @@ function render({ model, el }) {
   ui.choices("mask", "Mask:", Object.keys(fixed.changes));
   const density = ui.slider("at", "Density asked for:", 0, fixed.densities.length - 1, { show: (i) => percent(fixed.densities[i]) });
   const ranks = ui.slider("r", "Rank kept, r:", 0, Math.min(...fixed.shape), { show: () => facts(state()).r });
-  const match = ui.button("", () => ui.set({ r: like(facts(state())) }));
+  const match = ui.button("", () => ui.set({ r: facts(state()).lora }));
   ranks.append(make("div", { class: "hra-buttons" }, match));
   const chart = make("div"), canvases = [0, 1].map(() => make("canvas", { role: "img", class: "hra-pixels" })), under = [0, 1].map(() => make("p"));
   ui.picture.append(make("div", { class: "hra-side" }, chart, make("div", {}, make("div", { class: "hra-side", style: "flex-wrap:nowrap;font-size:.9em" },
@@ -65,7 +63,7 @@ function render({ model, el }) {
   }
 
   function draw() {
-    const s = state(), f = facts(s), { S, sigma } = parts(s), n = sigma.length, same = like(f);
+    const s = state(), f = facts(s), { S, sigma } = parts(s), n = sigma.length, same = f.lora;
     density.hidden = fixed.changes[s.mask].length < 2;  // it has a density of its own
     const input = ranks.querySelector("input");
     input.max = n;

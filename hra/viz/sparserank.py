@@ -137,7 +137,8 @@ class SparseRank(StaticWidget):
         """K, rank of S; r, at most min(m, n); the kept share of the energy, of `full`
         and of dense random numbers (None for another shape); the share σ²_{r+1} and
         what is `left` as a multiple of it (None where nothing is); `matched`, the rank
-        at which a LoRA has K numbers.
+        at which a LoRA has K numbers, and `lora`, the whole one: a twentieth of a rank
+        too few is as many.
         """
         S = self.matrix()
         sigma, r = rank.spectrum(S), min(self.r, *S.shape)
@@ -155,6 +156,7 @@ class SparseRank(StaticWidget):
             "next": next_**2 / energy if some else 0.0,
             "left": cut / next_**2 if some else None,
             "matched": int((S != 0).sum()) / sum(S.shape),
+            "lora": int(int((S != 0).sum()) / sum(S.shape) + 0.05),
         }
 
     def summary(self) -> str:
