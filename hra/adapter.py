@@ -42,6 +42,7 @@ class Method(nn.Module):
     # what a step may be, as far as the bill depends on it: `law` gets the present one
     phases: tuple[str, ...] = ("",)
     phase = ""
+    note = ""  # of one adapter, for the table that `attach` prints
     start_tolerance = 0.0  # how far from the pretrained model it may start (rms)
     data: tuple[str, ...] = ()  # arguments that are data: no file holds them
 

@@ -1,9 +1,9 @@
 """The law of a method: what a training step holds of one adapted layer, as formulas
 that the book prints and its sliders evaluate.
 
-A formula is made of names, whole numbers, + - * / // ( ), min( , ) and max( , ). It is
-read by the small parser below, and by the same one in hra/viz/bill.js; nothing in it
-can run.
+A formula is made of names, whole numbers, + - * / // ( ), min( , ), max( , ) and
+isqrt( ), the whole part of a square root. It is read by the small parser below, and by
+the same one in hra/viz/law.js; nothing in it can run.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def evaluate(formula: str, values: Mapping[str, Any]) -> int:
     `evaluate("r*(d_in + d_out)", {"r": 4, "d_in": 2, "d_out": 3})` is 20.
 
     Raises ValueError for anything but names with a value, whole numbers, + - * / // ( )
-    min max, for a division by zero, and for formulas that are too long or too deep.
+    min max isqrt, for a division by zero, for the root of a negative number, and for
+    formulas that are too long or too deep.
     """
     return _Parser(formula, values).result()
 
@@ -104,7 +105,7 @@ class _Parser:
         shown = self.formula[:60] + ("…" if len(self.formula) > 60 else "")
         return ValueError(
             f"the formula {shown!r} {what}. A formula has names, whole numbers, "
-            "+ - * / // ( ), min and max."
+            "+ - * / // ( ), min, max and isqrt."
         )
 
     def peek(self) -> str:
@@ -165,6 +166,11 @@ class _Parser:
         if name in ("min", "max"):
             several = self.bracket(several=True)
             return min(several) if name == "min" else max(several)
+        if name == "isqrt":
+            square = self.bracket()[0]
+            if not 0 <= square < math.inf:
+                raise self.error(f"takes the root of {square}")
+            return math.isqrt(int(square))
         return self.value(name)
 
     def bracket(self, several: bool = False) -> list[Number]:

@@ -251,6 +251,7 @@ class Adapted:
         ]
         lines += [
             f"{s:<{width}}  {d!s:>14}  {n:>12,}  {share:6.2%}"
+            f"  {self.adapters[s].note}".rstrip()
             for s, d, n, share in self.rows()
         ]
         lines += [

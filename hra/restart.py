@@ -109,7 +109,19 @@ class Restart(Adapter):
         else:
             for p in trained:
                 self.prune_moments(optimizer.state.get(p, {}), p)
-        return {"restart": int(self.rounds)}
+        return {"restart": int(self.rounds), "rank": self.rank()}
+
+    def rank(self) -> int:
+        """The rank of what the rounds have folded in. A sum W + ΔW is rounded: singular
+        values below rounds · ε ‖W‖_F are none.
+        """
+        if not self.keep_base:
+            return 0  # the pretrained weight is gone
+        wide = torch.promote_types(self.W0.dtype, torch.float32)
+        sigma = torch.linalg.svdvals(self.frozen.to(wide) - self.W0.to(wide))
+        eps = torch.finfo(self.W0.dtype).eps
+        least = int(self.rounds) * eps * float(self.frozen.to(wide).norm())
+        return int((sigma > least).sum())
 
     def prune_moments(self, state: dict[str, Any], p: Tensor) -> None:
         """Zero a share `prune` of p's moments, at the same places in all of them."""

@@ -2,6 +2,8 @@
 weight layouts. A new method is one line in CASES.
 """
 
+import itertools
+
 import pytest
 
 import hra
@@ -17,6 +19,13 @@ def STRUCT(m, n):
     """Columns 2, 7, … and the diagonal, less what is in both."""
     columns = range(2, n, 5)
     return len(columns) * m + min(m, n) - sum(c < min(m, n) for c in columns)
+
+
+def r_hat(m, n, r, half_up=False, even=False):
+    """MoRA's ⌊√((d_in + d_out) r)⌋, by search."""
+    side = next(k for k in itertools.count() if (k + 1) ** 2 > (m + n) * r)
+    side += half_up and (2 * side + 1) ** 2 <= 4 * (m + n) * r
+    return side - side % 2 if even else side
 
 
 # name: (class, hyperparameters, how many numbers train at a d_out × d_in layer)
@@ -58,6 +67,55 @@ CASES = {
         hra.SHiRA,
         {"density": 0.2, "form": "delta", "alpha": 0.5},
         lambda m, n: round(0.2 * m * n),
+    ),
+    "MoRA": (hra.MoRA, {"r": 3}, lambda m, n: r_hat(m, n, 3) ** 2),
+    "MoRA-wide": (hra.MoRA, {"r": 12, "fold": True}, lambda m, n: r_hat(m, n, 12) ** 2),
+    "MoRA-dropout": (
+        hra.MoRA,
+        {"r": 4, "dropout": 0.2, "rounding": "round"},
+        lambda m, n: r_hat(m, n, 4, half_up=True) ** 2,
+    ),
+    "MoRA-block": (
+        hra.MoRA,
+        {"r": 3, "pattern": "block"},
+        lambda m, n: r_hat(m, n, 3) ** 2,
+    ),
+    "MoRA-truncation": (
+        hra.MoRA,
+        {"r": 3, "operator": "truncation"},
+        lambda m, n: r_hat(m, n, 3) ** 2,
+    ),
+    "MoRA-decoupling": (
+        hra.MoRA,
+        {"r": 1, "operator": "decoupling", "fold": True},
+        lambda m, n: r_hat(m, n, 1) ** 2,
+    ),
+    "MoRA-rotation": (
+        hra.MoRA,
+        {"r": 1, "operator": "rotation", "fold": True, "rounding": "round"},
+        lambda m, n: r_hat(m, n, 1, half_up=True, even=True) ** 2,
+    ),
+    "MoRA-rotation-dropout": (
+        hra.MoRA,
+        {"r": 2, "operator": "rotation", "fold": True, "dropout": 0.2},
+        lambda m, n: r_hat(m, n, 2, even=True) ** 2,
+    ),
+    "ReMoRA": (
+        hra.ReMoRA,
+        {"r": 3, "every": 4, "rewarm": 2},
+        lambda m, n: r_hat(m, n, 3) ** 2,
+    ),
+    "ReMoRA-permute": (
+        hra.ReMoRA,
+        {
+            "r": 2,
+            "every": 4,
+            "rewarm": 2,
+            "regroup": "permute",
+            "operator": "rotation",
+            "fold": True,
+        },
+        lambda m, n: r_hat(m, n, 2, even=True) ** 2,
     ),
     "ReLoRA": (hra.ReLoRA, {"r": 3, "every": 4, "rewarm": 2}, lambda m, n: 3 * (m + n)),
     "BitFit": (hra.BitFit, {}, lambda m, n: m),

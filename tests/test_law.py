@@ -1,6 +1,7 @@
 """The language of the laws: what it computes, and what it refuses."""
 
 from fractions import Fraction
+from math import isqrt
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,8 @@ VALUES = {"d_in": 12, "d_out": 20, "r": 4, "mask": "rand", "project": True, "n":
         ("min(r, d_in, 3) + max(1, 2)", 5),
         ("min(max(r, 9), (d_in))", 9),
         (" r ", 4),
+        ("isqrt(r*(d_in + d_out))", 11),
+        ("isqrt(1/2) + isqrt(25)//2*2", 4),
     ],
 )
 def test_what_a_formula_is(formula, result):
@@ -72,6 +75,10 @@ HOSTILE = [
     "min(r)",
     "min r",
     "min(r,)",
+    "isqrt",
+    "isqrt(r, r)",
+    "isqrt(r - d_in)",
+    "sqrt(r)",
     "r +",
     "* r",
     "r // 0",
@@ -114,6 +121,7 @@ formulas = st.recursive(
     lambda f: st.one_of(
         st.builds("({} {} {})".format, f, st.sampled_from("+ - * / //".split()), f),
         st.builds("{}({}, {})".format, st.sampled_from(["min", "max"]), f, f),
+        st.builds("isqrt(max({}, 0))".format, f),
     ),
     max_leaves=8,
 )
@@ -124,7 +132,11 @@ def exact(formula):
     names = {k: Fraction(v) for k, v in VALUES.items() if type(v) is int}
     for digits in ("30", "7", "1"):
         formula = formula.replace(digits, f"F({digits})")
-    return eval(formula, {"F": Fraction, "min": min, "max": max, **names})
+    return eval(
+        formula,
+        {"F": Fraction, "min": min, "max": max, "isqrt": lambda x: isqrt(int(x))}
+        | names,
+    )
 
 
 @settings(max_examples=300, deadline=None)

@@ -12,11 +12,13 @@ from hra.methods.linadapter import LinAdapter
 from hra.methods.lora import LoRA
 from hra.methods.lorafa import LoRAFA
 from hra.methods.loraplus import LoRAPlus
+from hra.methods.mora import MoRA
 from hra.methods.nola import NOLA
 from hra.methods.pranc import PRANC
 from hra.methods.prefixtuning import PrefixTuning
 from hra.methods.prompttuning import PromptTuning
 from hra.methods.relora import ReLoRA
+from hra.methods.remora import ReMoRA
 from hra.methods.rslora import RsLoRA
 from hra.methods.shira import SHiRA
 from hra.methods.vera import VeRA
@@ -38,6 +40,8 @@ _ALL: tuple[type[Method], ...] = (
     PrefixTuning,
     PromptTuning,
     SHiRA,
+    MoRA,
     ReLoRA,
+    ReMoRA,
 )
 METHODS: dict[str, type[Method]] = {m.__name__: m for m in _ALL}

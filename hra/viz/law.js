@@ -3,7 +3,7 @@
 const laws = (() => {
   const PLAIN = "ordinary fine-tuning", LAYER = "one layer";
 
-  // the language of hra/law.py: names, whole numbers, + - * / // ( ) min max; nothing in it can run
+  // the language of hra/law.py: names, whole numbers, + - * / // ( ) min max isqrt; nothing in it can run
   function evaluate(formula, values) {
     const tokens = formula.match(/[0-9]+|[A-Za-z_]\w*|\/\/|[-+*/(),]|[^ ]/g) || [];
     let at = 0, depth = 0;
@@ -24,6 +24,7 @@ const laws = (() => {
       at++;
       if (/^[0-9]{1,15}$/.test(token)) return +token;
       if (token === "min" || token === "max") return Math[token](...bracket(true));
+      if (token === "isqrt") return Math.floor(Math.sqrt(Math.floor(bracket()[0])));
       return Object.hasOwn(values, token) && Number.isFinite(values[token]) ? values[token] : wrong();
     }
     function product() {
