@@ -80,6 +80,7 @@ bench: .venv/.stamp
 	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python -m benchmarks.sampled
 	$(BIN)/python -m benchmarks.switch
+	$(BIN)/python -m benchmarks.mora
 
 serve: book
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html

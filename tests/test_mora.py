@@ -91,6 +91,27 @@ def test_the_released_cycle_of_four(shape):
         a.after_step(step, opt)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_forward_is_the_definition_on_every_shape(shape, fold, operator):
+    for r in (1, 3, 13):
+        sizes = {"r": r, "d_out": shape[0], "d_in": shape[1]}
+        if operator == "truncation" and side(operator, "floor", **sizes) > min(shape):
+            continue
+        a = mora(shape, r=r, operator=operator, fold=fold)
+        x = torch.randn(2, 5, shape[1], dtype=torch.float64, requires_grad=True)
+        y, definition = a(x), hra.Adapter.forward(a, x)
+        torch.testing.assert_close(y, definition)
+        g = torch.randn_like(y)
+        for fast, slow in zip(
+            torch.autograd.grad(y, (x, a.M), g),
+            torch.autograd.grad(definition, (x, a.M), g),
+            strict=True,
+        ):
+            torch.testing.assert_close(fast, slow)
+
+
 # ---- r̂
 
 

@@ -96,6 +96,43 @@ MUTANTS = {
         "(g * basis.to(g)).sum() for basis in draws(1, *ctx.bases[1:])",
         "tests/test_lora_family.py::test_nola_coefficient_gradients_are_inner_products",
     ),
+    "MoRA's r̂ is rounded up": (
+        "methods/mora.py",
+        '"floor": "isqrt((d_in + d_out)*r)"',
+        '"floor": "isqrt((d_in + d_out)*r) + 1"',
+        f"{SUITE}[trained_count_is_the_formula-MoRA]",
+    ),
+    "MoRA's sharing takes means": (
+        "methods/mora.py",
+        ".unflatten(1, (full, w)).sum(1)",
+        ".unflatten(1, (full, w)).mean(1)",
+        f"{SUITE}[forward_is_the_definition-MoRA]",
+    ),
+    "MoRA's fold drops chunks": (
+        "methods/mora.py",
+        "return _gather(x, w) if w < all_chunks else x",
+        "return x[:, :w]",
+        f"{SUITE}[forward_is_the_definition-MoRA-decoupling]",
+    ),
+    "MoRA's chunks all turn alike": (
+        "methods/mora.py",
+        "torch.arange(self.n_in, dtype=torch.float64)[:, None]",
+        "torch.ones(self.n_in, dtype=torch.float64)[:, None]",
+        "tests/test_mora.py::test_the_released_map",
+    ),
+    "MoRA keeps its input": (
+        "methods/mora.py",
+        "ctx.save_for_backward(h if ctx.short else x, M)",
+        "ctx.save_for_backward(h if ctx.short else x, M, x)",
+        f"{SUITE}[the_bill_is_the_measured_one-MoRA]",
+    ),
+    "ReMoRA does not change its groups": (
+        "methods/remora.py",
+        "FOUR[:2]",
+        "FOUR[:1]",
+        "tests/test_mora.py::test_a_cycle_of_groups_stops_below_two_r_hat_and_random"
+        "_groups_do_not",
+    ),
     "the bill forgets that dropout keeps a mask": (
         "law.py",
         'return {"dropout\'s mask": "d_in"} if dropout and grad else {}',

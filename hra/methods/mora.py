@@ -359,7 +359,7 @@ class _Square(torch.autograd.Function):
         ctx.mark_dirty(y)
         ctx.a, ctx.short = a, a.operator in ("truncation", "sharing")
         h = a.compress(x.reshape(-1, a.d_in))
-        z = h.view(-1, a.r_hat) @ M.to(h.dtype).T
+        z = h.reshape(-1, a.r_hat) @ M.to(h.dtype).T
         a.add(y.view(-1, a.d_out), z.view(h.shape))
         ctx.save_for_backward(h if ctx.short else x, M)
         ctx.shape, ctx.dtype = x.shape, x.dtype
@@ -370,7 +370,7 @@ class _Square(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
         a, (h, M) = ctx.a, ctx.saved_tensors
         h = h if ctx.short else a.compress(h.reshape(-1, a.d_in))
-        h = h.to(g.dtype).view(-1, a.r_hat)
+        h = h.to(g.dtype).reshape(-1, a.r_hat)
         gz = a.add_back(g.reshape(-1, a.d_out)).reshape(-1, a.r_hat)
         gx = None
         if ctx.needs_input_grad[1]:
