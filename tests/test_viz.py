@@ -656,6 +656,56 @@ def test_the_sparse_rank_widgets_fallback_size_and_refusals():
         sparse(presets={"x": {"mask": "x"}})
 
 
+@node
+def test_the_operator_explorer_says_what_the_library_does():
+    w = hra.viz.OperatorExplorer()
+    from hra.methods.mora import OPERATORS
+    from hra.viz.operator import LAYERS
+
+    choices = [
+        {"layer": layer, "operator": o, "r": r, "fold": fold}
+        for layer in LAYERS
+        for o in OPERATORS
+        for r in (1, 4, 256)
+        for fold in (False, True)
+    ]
+    state = json.dumps(w.public_state())
+    script = (
+        f"{json.dumps(choices)}.map((c) => {{ const s = {{...{state}, ...c}}, "
+        "f = m.facts(s), K = []; if (f.trained !== null && f.ones < 999) "
+        "for (let o = 0; o < f.n_out; o++) for (let i = 0; i < f.n_in; i++) "
+        "K.push(+m.reaches(s, f, o, i)); return [f, K]; })"
+    )
+    g = torch.Generator().manual_seed(0)
+    for choice, (got, K) in zip(choices, javascript(w, script), strict=True):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        f = w.facts()
+        assert got == pytest.approx(f), choice
+        d_out, d_in = LAYERS[choice["layer"]]
+        hyper = {"r": f["r"], "operator": choice["operator"], "fold": choice["fold"]}
+        if f["trained"] is None:
+            with pytest.raises(ValueError, match=r"needs r̂|truncation needs"):
+                hra.MoRA(torch.nn.Linear(d_in, d_out), **hyper)
+        elif d_in < 100:
+            layer = torch.nn.Linear(d_in, d_out, dtype=torch.float64)
+            a = hra.MoRA(layer, **hyper)
+            a.M.data.normal_(generator=g)
+            D = a.delta_weight().detach()
+            assert a.M.numel() == f["trained"] <= f["lora"]
+            assert [int(k) for k in a.K().flatten()] == K
+            assert sum(K) == f["ones"]
+            assert int(torch.linalg.matrix_rank(D)) == f["rank"], choice
+            assert float((D != 0).any(0).double().mean()) == f["reach"], choice
+        assert w.summary()
+    w.layer, w.operator = "16 × 40, wide", "rotation"
+    assert w.fallback_figure().words() == w.summary()
+    assert len(w._js_path.read_bytes()) < 10_240
+    for name, value in (("layer", "5 × 5"), ("r", 257), ("r", 0)):
+        with pytest.raises(ValueError, match=str(value)):
+            setattr(w, name, value)
+
+
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_the_switch_explorer_does_not_contradict_the_record(threads):
     record = hra.studies.record("switch")

@@ -46,6 +46,7 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.AdapterPad({"rotated": {"LoRA": file}, "inverted": {"LoRA": file}})
     viz.CountExplorer(model="LLaMA-2 7B", vera=256)
     viz.SparseRank(W0[:64, :64], full_change[:64, :64], mask="rand", r=4)
+    viz.OperatorExplorer(layer="24 × 24", operator="rotation")
 
 A prediction: the reader commits to a number or a choice, then sees the widget with the
 guess beside the answer. Once a chapter.
@@ -71,6 +72,7 @@ from hra.viz.cross import CrossTerms
 from hra.viz.draw import DrawDigit
 from hra.viz.live import Panel as live
 from hra.viz.mask import MaskExplorer
+from hra.viz.operator import OperatorExplorer
 from hra.viz.pad import AdapterPad
 from hra.viz.paint import MaskPainter
 from hra.viz.plots import bills, intervals, plot_log
@@ -94,6 +96,7 @@ __all__ = [
     "DrawDigit",
     "MaskExplorer",
     "MaskPainter",
+    "OperatorExplorer",
     "RankSlider",
     "Replay",
     "SparseRank",
