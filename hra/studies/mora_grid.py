@@ -18,7 +18,7 @@ from hra.studies import moby
 from hra.studies.study import Study
 
 SEEDS, R = (0, 1, 2, 3, 4), 8
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SETTINGS = {
     f"MoRA {o}": {"r": R, "operator": o, "fold": o in ("decoupling", "rotation")}
     for o in OPERATORS
