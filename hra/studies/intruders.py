@@ -26,7 +26,7 @@ from hra.studies import moby
 from hra.studies.shira_masks import SETTINGS as MASKS
 from hra.studies.study import Study, choose, record
 
-SEEDS, TOP, THRESHOLDS, CUT = (0, 1, 2), 10, (0.4, 0.6, 0.8), 0.6
+SEEDS, TOP, THRESHOLDS, CUT = (0, 1, 2, 3, 4), 10, (0.4, 0.6, 0.8), 0.6
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {"FullFT": ("FullFT", {})}
 SETTINGS |= {f"LoRA r={r}": ("LoRA", {"r": r}) for r in (1, 2, 4, 8, 16)}
 SETTINGS |= {"rsLoRA r=16": ("RsLoRA", {"r": 16}), "DoRA r=2": ("DoRA", {"r": 2})}
