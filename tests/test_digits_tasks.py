@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import json
+import math
 import shutil
+import uuid
 
 import numpy as np
 import pytest
@@ -166,7 +168,7 @@ def test_task_parts_share_nothing_and_are_drawn_from_the_seed(task):
             for label in tasks.LABELS[task]
         ]
         assert counts[0] == counts[1] > 100
-    else:
+    elif task == "table":
         assert all(
             tasks.says_everything(e.prompt, e.completion)
             for e in rows["train"] + rows["test"]
@@ -174,6 +176,73 @@ def test_task_parts_share_nothing_and_are_drawn_from_the_seed(task):
         assert not tasks.says_everything(
             rows["test"][0].prompt, rows["test"][1].completion
         )
+
+
+def test_a_uuid_is_random_but_for_its_format():
+    rows = tasks.examples("uuid", count=4000, seed=3)
+    assert len(tasks.examples("uuid")) == 128
+    values = [e.completion for e in rows] + [e.prompt[:-1] for e in rows]
+    assert len(set(values)) == 8000
+    assert all(str(uuid.UUID(v)) == v and v[14] == "4" for v in values)
+    assert {v[19] for v in values} == set("89ab")
+    # what the best guess of a place gets right, by simulation
+    guess = ["4" if i == 14 else "8" if i == 19 else "7" for i in range(36)]
+    places = [i for i in range(36) if i not in (8, 13, 18, 23)]
+    right = [[v[i] == guess[i] for i in places] for v in values]
+    assert abs(np.mean(right) - tasks.UUID_CHANCE) < 0.003
+    assert round(100 * tasks.UUID_CHANCE, 2) == 9.77
+
+
+def test_sums_and_instructions_are_right():
+    rows = tasks.examples("sum", "train") + tasks.examples("sum", "test")
+    assert len(rows) == 9000
+    for e in rows:
+        a, b = e.prompt.removesuffix(" =").split(" + ")
+        assert int(a) + int(b) == int(e.completion) and e.completion[0] == " "
+    e = tasks.examples("instruction", "test")
+    assert len(e) == 288
+    for x in e:
+        words = x.prompt.split("Input: ")[1].split("\n")[0].split()
+        said = {
+            "capitals.": " ".join(words).upper(),
+            "order.": " ".join(reversed(words)),
+            "word.": words[0],
+            "commas.": ", ".join(words),
+        }[x.prompt.split("\n")[0].split()[-1]]
+        assert x.completion == f" {said}"
+
+
+def test_recall_counts_what_the_model_says(monkeypatch):
+    model, tok = zoo.gpt2("tiny"), zoo.tokenizer("tiny")
+    rows = tasks.examples("uuid", count=5) + tasks.examples("sum", count=2)
+    said = [e.completion for e in rows]
+    said[1] = said[1][:-1] + ("0" if said[1][-1] != "0" else "1")  # one digit
+    said[2] = said[2][:8] + "+" + said[2][9:]  # a hyphen, which is no digit
+    said[3] = ""
+    monkeypatch.setattr(tasks, "_say", lambda m, t, some: said[: len(some)])
+    found = tasks.recall(model, tok, rows)
+    wanted = 5 * 32 + sum(len(e.completion) for e in rows[5:])
+    assert found["exact"] == 4 / 7
+    assert found["characters"] == (wanted - 1 - 32) / wanted
+    nats = 0.0
+    for e in rows:  # each alone, without a padding
+        b = tasks._padded(tok, [(e.prompt, e.completion)], 128)
+        nats += model(**b).loss.item() * int((b["labels"] >= 0).sum())
+    assert found["bits"] == pytest.approx(nats / math.log(2), rel=1e-4)
+    with pytest.raises(ValueError, match="no example"):
+        tasks.recall(model, tok, [])
+
+
+def test_what_was_memorised_is_said():
+    """Prompts of several lengths, padded on the left, decoded together."""
+    model, tok = zoo.gpt2("tiny"), zoo.tokenizer("tiny")
+    rows = tasks.examples("uuid", count=2) + tasks.examples("sum", count=2)
+    tuned = hra.attach(model, hra.FullFT, targets="c_attn|c_proj|c_fc")
+    before = tasks.recall(model, tok, rows)
+    hra.fit(tuned, tasks.batches(tok, rows, 8), 120, 2e-3, progress=False)
+    after = tasks.recall(model, tok, rows)
+    assert before["exact"] == 0 and after["exact"] == after["characters"] == 1
+    assert after["bits"] < 0.05 * before["bits"]
 
 
 def test_only_completions_are_counted():

@@ -1,18 +1,18 @@
 """MoRA: a square matrix in place of two thin ones.  Jiang et al., 2024.
 arXiv:2405.12130
 
-    h = W0 x + f_decomp(M f_comp(x))    M: (r̂, r̂), r̂ = ⌊√((d_in + d_out) r)⌋   (eq. 2)
+    h = W0 x + f_decomp(M f_comp(x))    M: (r̂, r̂), r̂ = ⌊√((d_in + d_out) r)⌋ (eq. 2)
 
-The input is cut into n_i = ⌈d_in / r̂⌉ chunks of r̂, the output into n_o = ⌈d_out / r̂⌉.
-An operator says which chunk of the input reaches which chunk of the output, K: (n_o,
-n_i), and then, cut to (d_out, d_in),
+The input is cut into n_i = ⌈d_in / r̂⌉ chunks of r̂, the output into n_o of them. An
+operator says which chunk of the input reaches which chunk of the output, K: (n_o, n_i),
+and then, cut to (d_out, d_in),
 
     ΔW = K ⊗ M      truncation  K has a single 1, the first with the first   (eq. 4, 5)
                     sharing     K is full of ones                            (eq. 6, 7)
                     decoupling  K is the identity                               (eq. 8)
                     rotation    the identity, and chunk i is rotated first   (eq. 9–11)
 
-in words of our own; what the paper prints is f_comp and f_decomp. M starts at zero.
+in words of our own; the paper prints f_comp and f_decomp. M starts at zero.
 
 Where r̂ does not divide d_in, the last chunk is filled up with the first inputs, as the
 authors' code does it (the paper says "padding"): they count twice.
@@ -54,7 +54,7 @@ def _side(operator: str, rounding: str) -> str:
 
 
 class MoRA(Adapter):
-    """Trains r̂² numbers; with rounding="floor" never more than LoRA's r (d_in + d_out).
+    """Trains r̂² numbers; by rounding="floor" no more than LoRA's r (d_in + d_out).
 
     operator: one of `OPERATORS`, or "auto": rotation where d_in has four chunks or
     more (small r), else sharing. pattern, for sharing: which inputs (outputs) share a
@@ -199,7 +199,7 @@ class MoRA(Adapter):
         return self.turned(e).unflatten(1, (self.n_in, -1)).permute(1, 2, 0)
 
     def angles(self) -> Tensor:
-        """(n_in, r̂/2): i θ_j, θ_j = 10000^(−2j / r̂), for chunk i and pair j from 0."""
+        """(n_in, r̂/2): i θ_j, θ_j = 10000^(−2j/r̂), for chunk i and pair j from 0."""
         j = torch.arange(self.r_hat // 2, dtype=torch.float64)
         theta = 10000.0 ** (-2 * j / self.r_hat)
         return torch.arange(self.n_in, dtype=torch.float64)[:, None] * theta

@@ -3,9 +3,10 @@ arXiv:2405.12130, appendix B
 
     W ← W + P_out M P_inᵀ  every `every` steps; then M = 0 and P_out, P_in change
 
-The published groups are every r̂-th number or r̂ blocks of adjacent ones, in two or four
-combinations: P_out and P_in then come from two matrices each, and however many restarts
-there are rank ΔW < 2 r̂. Random groups (`regroup="permute"`, ours) have no such ceiling.
+The published groups are every r̂-th number or r̂ blocks of adjacent ones, in two or
+four combinations: P_out and P_in then come from two matrices each, and however many
+restarts there are rank ΔW < 2 r̂. Random groups (`regroup="permute"`, ours) have no
+such ceiling.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ REGROUP = ("cycle", "cycle4", "permute")
 
 
 class ReMoRA(Restart, MoRA):  # type: ignore[misc]
-    """Trains r̂² numbers at a time. regroup="cycle": stride and block in turn; "cycle4":
-    the four combinations, the released default; both are for sharing. "permute": inputs
-    and outputs are put in another random order at each restart, for any operator.
+    """Trains r̂² numbers at a time. regroup="cycle": stride and block in turn;
+    "cycle4": the four combinations, the released default; both are for sharing.
+    "permute": inputs and outputs are put in another random order at each restart, for
+    any operator.
 
     Raises what MoRA raises, ValueError for a bad `every`, `reset`, `prune`, `rewarm`,
     `regroup`, for a cycle of another operator than sharing.

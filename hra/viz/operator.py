@@ -58,7 +58,7 @@ class OperatorExplorer(StaticWidget):
         return proposal["value"]
 
     def facts(self) -> dict[str, Any]:
-        """r̂; what MoRA trains and LoRA; the shape of K and its ones; the rank of ΔW for
+        """r̂; what MoRA and LoRA train; the shape of K and its ones; the rank of ΔW for
         an M of full rank; the share of the inputs that reach the output. None where r̂
         is too large for truncation or too small for rotation.
         """
