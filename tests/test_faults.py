@@ -676,7 +676,7 @@ def test_second_derivatives_and_transforms_are_right_or_say_so(name):
         )
 
     exact = "create_graph=True: this backward pass is once_differentiable"
-    by_hand = name in ("SHiRA", "VeRA", "DoRA", "FullFT")
+    by_hand = name in ("SHiRA", "VeRA", "DoRA", "FullFT", "MoRA", "ReMoRA")
     if by_hand:
         with pytest.raises(RuntimeError, match=exact):
             penalty(layer)
