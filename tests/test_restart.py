@@ -139,14 +139,23 @@ def test_too_short_a_run_is_refused_and_the_rate_rewarms_in_any_loop():
     assert [round(s / 1e-2, 4) for s in seen] == [1.0] * 6 + [0.25, 0.5, 0.75]
 
 
-def test_resumed_in_the_middle_ends_where_an_unbroken_run_ends(tmp_path):
+@pytest.mark.parametrize(
+    ("method", "hyper"),
+    [
+        (hra.ReLoRA, {}),
+        (hra.ReMoRA, {"regroup": "cycle4"}),
+        (hra.ReMoRA, {"regroup": "permute", "operator": "rotation", "fold": True}),
+    ],
+    ids=["ReLoRA", "cycle4", "permute"],
+)
+def test_resumed_in_the_middle_ends_where_an_unbroken_run_ends(tmp_path, method, hyper):
     base = hra.zoo.gpt2("random")
     ids = torch.randint(256, (600,), generator=torch.Generator().manual_seed(0))
 
     def go(stop=99, **kw):
         torch.manual_seed(3)
         tuned = hra.attach(
-            copy.deepcopy(base), hra.ReLoRA, targets="c_attn", r=2, every=4
+            copy.deepcopy(base), method, targets="c_attn", r=2, every=4, **hyper
         )
         log = hra.fit(
             tuned,
@@ -163,6 +172,8 @@ def test_resumed_in_the_middle_ends_where_an_unbroken_run_ends(tmp_path):
     go(stop=7, checkpoint=tmp_path / "c", every=3)
     second, again = go(checkpoint=tmp_path / "c", every=3)
     assert again.losses == log.losses and again.events == log.events
+    counts = [e["restart"] for e in log.events if e["site"] == log.events[0]["site"]]
+    assert counts == [1, 2, 3] and log.events[-1]["rank"] >= log.events[0]["rank"]
     a, b = whole.state_dict(), second.state_dict()
     assert all(torch.equal(v, b[k]) for k, v in a.items())
     assert [s["lr"] for s in again.steps] == [s["lr"] for s in log.steps]
