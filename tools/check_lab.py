@@ -134,7 +134,10 @@ class Lab:
     def close(self) -> None:
         self.page.close()
         self.server.terminate()
-        self.server.wait(30)
+        try:
+            self.server.wait(30)
+        except subprocess.TimeoutExpired:  # a kernel that does not let go
+            self.server.kill()
         self.log.close()
 
 
