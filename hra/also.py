@@ -60,6 +60,7 @@ class Also(Method):
         """Raise ValueError where a module meets another one or an adapter's site, or
         where one of its parameters is held outside of it too.
         """
+        held = linear.holders(model)
         for name, module in found.items():
             both = [s for s in (*sites, *found) if s != name and meets(s, [name])]
             if both or name in sites:
@@ -69,7 +70,7 @@ class Also(Method):
                 )
             for p in module.parameters():
                 others = [
-                    n for n in linear.owners(model, p) if not n.startswith(f"{name}.")
+                    n for n in linear.owners(held, p) if not n.startswith(f"{name}.")
                 ]
                 if others:
                     raise ValueError(

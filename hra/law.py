@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 
@@ -84,6 +85,16 @@ def evaluate(formula: str, values: Mapping[str, Any]) -> int:
     return _Parser(formula, values).result()
 
 
+@lru_cache(4096)
+def _tokens(text: str) -> tuple[list[tuple[str, ...]], str]:
+    """(number, name or sign) one after the other, and what could not be read."""
+    tokens, position = [], 0
+    while found := TOKEN.match(text, position):
+        tokens.append(found.groups(""))
+        position = found.end()
+    return tokens, text[position:].lstrip(" ")
+
+
 class _Parser:
     """Recursive descent: sum → product → atom, computed as it is read."""
 
@@ -91,15 +102,9 @@ class _Parser:
         self.formula, self.values, self.at, self.depth = formula, values, 0, 0
         if len(formula) > LONGEST:
             raise self.error(f"has {len(formula)} characters; {LONGEST} are allowed")
-        self.tokens: list[tuple[str, str, str]] = []
-        text, position = formula.rstrip(" "), 0
-        while position < len(text):
-            found = TOKEN.match(text, position)
-            if found is None:
-                rest = text[position:].lstrip(" ")
-                raise self.error(f"holds {rest[:1]!r}, which is not allowed")
-            self.tokens.append(found.groups(""))  # type: ignore[arg-type]
-            position = found.end()
+        self.tokens, rest = _tokens(formula.rstrip(" "))
+        if rest:
+            raise self.error(f"holds {rest[:1]!r}, which is not allowed")
 
     def error(self, what: str) -> ValueError:
         shown = self.formula[:60] + ("…" if len(self.formula) > 60 else "")

@@ -87,6 +87,7 @@ def check_places(
 
     no_delta: the name of a method that has no ΔW, or "".
     """
+    held = holders(model)
     for name, layer in found.items():
         check(layer, name)
         inside = next((n for n in found if n.startswith(f"{name}.")), None)
@@ -99,7 +100,7 @@ def check_places(
                 f"{no_delta} has no ΔW that such a reader could see: choose other "
                 "targets."
             )
-        names = owners(model, layer.get_parameter("weight"))
+        names = owners(held, layer.get_parameter("weight"))
         if len(names) > 1:
             raise ValueError(
                 f"{name}.weight is tied: the model holds the same tensor as "
@@ -220,25 +221,33 @@ def sites(model: nn.Module, targets: str) -> dict[str, nn.Module]:
     }
 
 
-def owners(model: nn.Module, parameter: Tensor) -> list[str]:
-    """Dotted names under which the model holds `parameter`, or memory that it shares:
+Holders = dict[int, list[tuple[str, Any, Any]]]
+
+
+def holders(model: nn.Module) -> Holders:
+    """Where the model's parameters lie: for each storage (by its address; on the meta
+    device each tensor is its own) the dotted names, the first and the last element.
+    """
+    held: Holders = {}
+    for n, p in model.named_parameters(remove_duplicate=False):
+        storage, first, last = _span(p)
+        held.setdefault(storage, []).append((n, first, last))
+    return held
+
+
+def owners(held: Holders, parameter: Tensor) -> list[str]:
+    """Dotted names under which a model holds `parameter`, or memory that it shares:
     more than one means that the weight is tied.
     """
-    mine = _span(parameter)
+    storage, first, last = _span(parameter)
+    there = held.get(storage, [])
     return [
-        n
-        for n, p in model.named_parameters(remove_duplicate=False)
-        if p is parameter or _overlap(_span(p), mine)
+        n for n, its_first, its_last in there if first <= its_last and its_first <= last
     ]
 
 
-def _span(t: Tensor) -> tuple[Any, Any, Any]:
-    """(the storage's address, first and last element of `t` in it)."""
+def _span(t: Tensor) -> tuple[int, Any, Any]:
+    """(the storage, first and last element of `t` in it)."""
     first = t.storage_offset()
-    strides = zip(t.shape, t.stride(), strict=True)
-    last = first + sum((n - 1) * s for n, s in strides)
-    return t.untyped_storage().data_ptr(), first, last
-
-
-def _overlap(a: tuple[Any, Any, Any], b: tuple[Any, Any, Any]) -> bool:
-    return a[0] == b[0] != 0 and a[1] <= b[2] and b[1] <= a[2]
+    last = first + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    return t.untyped_storage().data_ptr() or -id(t), first, last

@@ -14,7 +14,7 @@ def test_attacked_files_are_refused_in_time_and_in_words(tmp_path):
 # an interrupt at the exit of `with open` leaves the file to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_an_interrupt_at_any_line_leaves_the_model_as_it_was(tmp_path):
+def test_an_interrupt_at_any_line_leaves_the_model_as_it_was(tmp_path, untyped):
     bad, done = attacks.attack_interrupts(tmp_path, cases=30)
     assert bad == []
     assert done > 1000

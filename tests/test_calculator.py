@@ -115,7 +115,7 @@ def test_a_layers_bytes_are_the_librarys_and_the_crossing_is_one():
 
 
 @node
-def test_a_models_bytes_are_the_librarys():
+def test_a_models_bytes_are_the_librarys(untyped):
     choices = [
         {"model": m, "method": k, "plan": p, "r": r, "tokens": t, "images": 4}
         for m in ("GPT-2 XL", "GPT-3 175B", "LLaMA-2 7B", "ViT-B/16")
@@ -173,7 +173,7 @@ def test_every_known_preset_is_the_model_that_transformers_builds():
 
 @node
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_page_says_what_predict_says_of_the_presets_own_model(dtype):
+def test_the_page_says_what_predict_says_of_the_presets_own_model(dtype, untyped):
     """Methods that draw nothing; the others differ in nothing that a bill sees."""
     plan = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
     names = [n for n, p in memory.PRESETS.items() if p.architecture]

@@ -554,7 +554,9 @@ def highest(tuned, batch, **how):
 
 
 @pytest.mark.parametrize("name", ["plain", "LoRA", "LoRAFA", "DoRA", "SHiRA", "FullFT"])
-def test_a_step_that_adds_up_two_batches_holds_the_bill_and_no_step_holds_more(name):
+def test_a_step_that_adds_up_two_batches_holds_the_bill_and_no_step_holds_more(
+    name, untyped
+):
     tuned = gpt2()
     if name != "plain":
         hyper = {"density": 0.1} if name == "SHiRA" else {}

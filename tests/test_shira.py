@@ -389,7 +389,7 @@ def test_a_weight_mask_of_another_base_is_refused(tmp_path):
     assert type(other[0]) is nn.Linear
 
 
-def test_a_thousand_corrupted_files(tmp_path):
+def test_a_thousand_corrupted_files(tmp_path, untyped):
     model, path = net(), tmp_path / "a.safetensors"
     G = {"0": torch.randn(20, 12).double(), "2": torch.randn(12, 20).double()}
     tuned = hra.attach(model, hra.SHiRA, mask="grad", density=0.2, gradients=G)

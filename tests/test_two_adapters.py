@@ -96,7 +96,7 @@ def test_the_pad_serves_every_reader(pad, tmp_path, monkeypatch):
     assert "sketch" in pad.script() and "function sketch(" in pad._esm
 
 
-def test_a_pad_of_one_task_or_of_unlike_kinds_is_refused(adapters):
+def test_a_pad_of_one_task_or_of_unlike_kinds_is_refused(pad, adapters):
     with pytest.raises(ValueError, match="two tasks with the same kinds"):
         hra.viz.AdapterPad({"rotated": adapters["rotated"]})
     few = {"LoRA": adapters["inverted"]["LoRA"]}
@@ -105,7 +105,7 @@ def test_a_pad_of_one_task_or_of_unlike_kinds_is_refused(adapters):
     with pytest.raises(ValueError, match=r"one=2\.5"):
         hra.viz.AdapterPad(adapters, one=2.5)
     with pytest.raises(ValueError, match=r"two=-1\.5 is out of range: -1 to 2"):
-        hra.viz.AdapterPad(adapters).two = -1.5
+        pad.two = -1.5
 
 
 # ---- the painted pair

@@ -1029,7 +1029,7 @@ def test_a_replay_is_judged_by_its_ends_and_keeps_recorded_points():
         assert v == pytest.approx(curves[0.01, 2][int(x) - 1], rel=1e-3)
 
 
-def test_a_replay_of_many_runs_stays_small_or_is_refused():
+def test_a_replay_of_many_runs_stays_small_or_is_refused(untyped):
     curve = [2 + 1 / (k + 3) for k in range(1000)]
     many = {(a, b, c): curve for a in range(5) for b in range(5) for c in range(5)}
     w = hra.viz.replay(["a", "b", "c"], many, ylabel="loss")

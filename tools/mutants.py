@@ -6,13 +6,31 @@ notice every one.
 The faults are of the kinds found in released libraries of this field.
 """
 
+import importlib
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+sys.dont_write_bytecode = True
+# what every run of the tests imports is imported once, and the runs are forked; `hra`
+# itself must be the faulty copy
+FORK = multiprocessing.get_context("fork")
+for module in (
+    "hypothesis",
+    "safetensors.torch",
+    "transformers.models.gpt2",
+    "tqdm.auto",
+):
+    importlib.import_module(module)
+from transformers import GPT2LMHeadModel, ViTForImageClassification  # noqa: E402, F401
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = "tests/test_every_adapter.py::test_every_adapter"
@@ -456,6 +474,21 @@ MUTANTS = {
 }
 
 
+def run_tests(copy: Path, tests: str) -> None:
+    """In a process of its own, which ends with pytest's exit code."""
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    with open("said", "w", encoding="utf-8") as f:
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
+        # without the type checks: the tests themselves must see the fault
+        options = ["-x", "-p", "no:cacheprovider", "-o", "addopts=-p no:randomly"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        code = pytest.main([*options, tests])
+        sys.stdout.flush()
+    os._exit(code)
+
+
 def survives(name: str) -> str | None:
     """Why the fault went unnoticed, or None."""
     file, old, new, tests = MUTANTS[name]
@@ -477,17 +510,13 @@ def survives(name: str) -> str | None:
                 f"cannot be injected: {old!r} stands {text.count(old)} times in {file}"
             )
         path.write_text(text.replace(old, new), encoding="utf-8")
-        run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", tests],
-            cwd=copy,
-            env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-        )
-    if run.returncode == 1 and "failed" in run.stdout:
+        child = FORK.Process(target=run_tests, args=(copy, tests))
+        child.start()
+        child.join()
+        said = (copy / "said").read_text(encoding="utf-8")
+    if child.exitcode == 1 and "failed" in said:
         return None
-    said = run.stdout[-300:] + run.stderr[-300:]
-    return f"survived (pytest exit {run.returncode}): {said}"
+    return f"survived (pytest exit {child.exitcode}): {said[-600:]}"
 
 
 def main(names: list[str]) -> int:

@@ -329,14 +329,12 @@ class Walk:
             if law is not None:
                 self.layer(step, *law)
 
-            def met(condition: str, own: bool = own, grad: bool = grad) -> bool:
-                known = {"": own or grad, ".": own}
-                return known.get(condition, condition in self.graded)
-
+            met = {t: True for t in self.graded} | {"": own or grad, ".": own}
             for t, condition in step.keeps.items():
-                if met(condition):
+                if met.get(condition, False):
                     self.keep(step.what, t)
-            if own and met(step.cast[1]) and self.masters(step.module, self.block):
+            cast = own and met.get(step.cast[1], False)
+            if cast and self.masters(step.module, self.block):
                 numbers = evaluate(step.cast[0], self.values)
                 self.note(step.what, Amount(numbers, numbers * self.values["bytes"]))
             for t in step.makes:

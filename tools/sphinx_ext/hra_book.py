@@ -6,6 +6,8 @@ folder's name
   carries a hash of the library (and of numeric package versions), so a change in `hra/`
   re-executes. nb_execution_cache_path has rebuild="env": Sphinx then also re-reads
   every page by itself.
+* Notebooks that the cache does not hold are executed before the pages are read, two at
+  a time; the build alone would execute one after the other.
 * Pages need no widget state JSON (the widgets carry text/html), no Thebe bootstrap and
   no names of live models, which would be others in every build.
 * The build warns (with -W: fails) where a page would load anything over the network,
@@ -16,9 +18,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import nbformat
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.executors.utils import single_nb_execution
 from sphinx.util import logging
 
 log = logging.getLogger(__name__)
@@ -45,6 +52,44 @@ def set_cache(app, config):
     if config.nb_execution_mode == "cache":
         base = Path(app.outdir).parent / ".jupyter_cache"
         config.nb_execution_cache_path = str(base / library_hash(Path(app.srcdir)))
+
+
+def execute_ahead(app, env, docnames):
+    """Fill the cache with the notebooks that will be read. One that fails is left to
+    the build, which executes it again and says where.
+    """
+    config = app.config
+    if config.nb_execution_mode != "cache":
+        return
+    cache, todo = get_cache(config.nb_execution_cache_path), []
+    for path in (Path(env.doc2path(name)) for name in docnames):
+        if path.suffix == ".ipynb":
+            notebook = nbformat.read(path, as_version=4)
+            try:
+                cache.match_cache_notebook(notebook)
+            except KeyError:
+                todo.append((path, notebook))
+
+    def execute(path, notebook):
+        return single_nb_execution(
+            notebook,
+            cwd=str(path.parent),
+            timeout=config.nb_execution_timeout,
+            allow_errors=config.nb_execution_allow_errors,
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(execute, *one) for one in todo]
+        for (path, notebook), future in zip(todo, running, strict=True):
+            result = future.result()
+            log.info("executed %s in %.0f s", path.name, result.time or 0)
+            if result.err is None:
+                facts = {"execution_seconds": result.time}
+                cache.cache_notebook_bundle(
+                    CacheBundleIn(notebook, str(path), data=facts),
+                    check_validity=False,
+                    overwrite=True,
+                )
 
 
 def slim_page(app, pagename, template, context, doctree):
@@ -114,6 +159,7 @@ def check_site(app, exc):
 
 def setup(app):
     app.connect("config-inited", set_cache, priority=100)
+    app.connect("env-before-read-docs", execute_ahead)
     app.connect("html-page-context", slim_page, priority=900)
     app.connect("html-page-context", open_elsewhere, priority=502)
     app.connect("build-finished", check_site)
