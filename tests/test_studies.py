@@ -295,3 +295,16 @@ def test_the_digit_adapters_are_those_of_the_record(kind, method):
     before = d.scores(vit, "test")
     assert before == pytest.approx(d.record()["before"], abs=0.01)
     assert now[kind] > 0.9 > 0.3 > before[kind]
+
+
+@pytest.mark.parametrize("name", ["LoRA r=2", "SHiRA rand", "SHiRA grad"])
+def test_the_text_adapters_are_those_of_the_record(name):
+    from hra.studies import intruders, moby
+
+    path = Path(str(intruders.adapter(name)))
+    assert path.stat().st_size < 250_000 and name in intruders.FILES
+    runs = intruders.STUDY.record()["runs"].values()
+    (run,) = studies.select(runs, setting=name, seed=0, part="test")
+    tuned = hra.load(hra.zoo.gpt2("tiny"), path)
+    assert tuned.num_trainable == run["trained"]
+    assert moby.bits(tuned.model) == pytest.approx(run["bits"], abs=0.005)

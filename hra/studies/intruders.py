@@ -10,11 +10,12 @@ vector of W0 is below a threshold. Then their causal test: the singular values o
 intruders (at 0.6) are multiplied by 0 and by ½, and what becomes of the new text (Moby
 Dick, `new`) and of the old one (the addresses, `old`) is measured; and the same for as
 many leading vectors at random, per weight (`instead`). Bits per character of the first
-40,000 characters of the test parts.
+40,000 characters of the test parts. The adapters of seed 0 of FILES are kept.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +25,14 @@ import hra
 from hra.analysis import rank, subspace
 from hra.studies import moby
 from hra.studies.shira_masks import SETTINGS as MASKS
-from hra.studies.study import Study, choose, record
+from hra.studies.study import RECORDS, Study, choose, record
 
 SEEDS, TOP, THRESHOLDS, CUT = (0, 1, 2, 3, 4), 10, (0.4, 0.6, 0.8), 0.6
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {"FullFT": ("FullFT", {})}
 SETTINGS |= {f"LoRA r={r}": ("LoRA", {"r": r}) for r in (1, 2, 4, 8, 16)}
 SETTINGS |= {"rsLoRA r=16": ("RsLoRA", {"r": 16}), "DoRA r=2": ("DoRA", {"r": 2})}
 SETTINGS |= {k: v for k, v in MASKS.items() if v[0] == "SHiRA"}
+FILES = ("LoRA r=2", "SHiRA rand", "SHiRA grad")
 OWN = ("rsLoRA r=16", "DoRA r=2")  # tuned here, the others in their own studies
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
@@ -83,6 +85,26 @@ def run(setting: str, seed: int, lr: float, part: str) -> dict[str, Any]:
     return found
 
 
+def adapter(setting: str, folder: Any = RECORDS) -> Any:
+    """Path of the file of seed 0 of one of FILES, for `hra.zoo.gpt2("tiny")`."""
+    name = "".join(c for c in setting if c.isalnum() or c == " ").replace(" ", "_")
+    return folder / f"intruders_{name}.safetensors"
+
+
+def save(recorded: dict[str, Any], folder: Any) -> None:
+    """The adapter of a recorded run, trained again, into its file."""
+    setting, seed, lr = (recorded[k] for k in ("setting", "seed", "lr"))
+    method, hyper = SETTINGS[setting]
+    tuned, found = moby.fine_tune(method, seed, lr, "test", hyper)
+    if abs(found["bits"] - recorded["bits"]) > 0.005:
+        raise RuntimeError(
+            f"{setting} has {found['bits']} bits on this machine, {recorded['bits']} "
+            "in the record: its file is left as it was. Record the study anew with "
+            "--fresh."
+        )
+    tuned.save(adapter(setting, Path(str(folder))))
+
+
 def weights(model: Any) -> Any:
     return hra.linear.sites(model, moby.ALL).items()
 
@@ -98,7 +120,10 @@ def main(study: Study) -> None:
     study.protocol(chosen, moby.ON)
     best = record("lora_grid")["lr"] | record("shira_masks")["lr"]
     best |= {c["setting"]: c["best"] for c in chosen}
-    study.do(moby.jobs([(k, best[k]) for k in SETTINGS], SEEDS))
+    runs = study.do(moby.jobs([(k, best[k]) for k in SETTINGS], SEEDS))
+    for run_ in runs.values():
+        if run_["setting"] in FILES and run_["seed"] == SEEDS[0]:
+            save(run_, study.folder)
     study.note(
         before=[moby.before(), old(hra.zoo.gpt2("tiny"))],
         lr={k: best[k] for k in SETTINGS},
