@@ -706,6 +706,44 @@ def test_the_operator_explorer_says_what_the_library_does():
             setattr(w, name, value)
 
 
+def restarted(regroup, rounds=4):
+    """Spectra of what a ReMoRA of random M's has folded in, round by round."""
+    layer = torch.nn.Linear(64, 64, bias=False, dtype=torch.float64)
+    a = hra.ReMoRA(layer, r=2, operator="sharing", every=1, regroup=regroup)
+    optimizer, out = torch.optim.SGD(a.parameters(), 0.1), []
+    for k in range(rounds):
+        a.M.data.normal_(generator=torch.Generator().manual_seed(k))
+        out.append(hra.analysis.rank.spectrum(a.delta_weight().detach()).tolist())
+        a.after_step(k + 1, optimizer)
+    return out
+
+
+@node
+def test_the_restart_explorer_says_what_the_rounds_add_up_to():
+    spectra = {k: restarted(k) for k in ("cycle", "cycle4", "permute")}
+    w = hra.viz.RestartExplorer(spectra, least=3.0)
+    assert len(w._js_path.read_bytes()) < 10_240
+    assert len(json.dumps(w.public_state())) < 50_000
+    choices = [{"name": k, "restarts": n} for k in spectra for n in (1, 2, 3, 4)]
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
+        w.name, w.restarts = choice.values()
+        assert got == w.facts() and str(got["rank"]) in w.summary()
+    # r̂ = 16: two groupings share 4 directions, random ones one (the mean)
+    ranks = {k: [] for k in spectra}
+    for k, n in ((c["name"], c["restarts"]) for c in choices):
+        w.name, w.restarts = k, n
+        ranks[k].append(w.facts()["rank"])
+    assert ranks["cycle"] == [16, 28, 28, 28] and max(ranks["cycle4"]) == 28
+    assert ranks["permute"] == [16, 31, 46, 61]
+    assert w.fallback_figure().words() == w.summary()
+    with pytest.raises(ValueError, match="there are cycle, cycle4, permute"):
+        w.name = "none"
+    with pytest.raises(ValueError, match="restarts=5"):
+        w.restarts = 5
+    with pytest.raises(ValueError, match="as many rounds"):
+        hra.viz.RestartExplorer({"a": [[1.0]], "b": [[1.0], [1.0]]})
+
+
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_the_switch_explorer_does_not_contradict_the_record(threads):
     record = hra.studies.record("switch")

@@ -683,11 +683,55 @@ BLOCKS = {  # a chapter lights what it adapts
 }
 
 
+# A pair of UUIDs -----------------------------------------------------------------------
+
+
+def uuid_pair() -> Drawing:
+    d = Drawing(
+        "uuid-pair",
+        236,
+        "A pair of UUIDs, and what of it has to be remembered",
+        "Above: the key and the colon are given, the loss is on the value alone. Below: "
+        "the value, character by character: 30 of its 32 hexadecimal digits carry four "
+        "random bits each, one says the version and is always 4, one says the variant "
+        "and carries two bits, four places are hyphens: 122 random bits in all.",
+    )
+    d.frozen(8, 34, 176, 30)
+    d.plate(60, 40, 72, 18)
+    d.text(96, 54, "the key", 15, "middle")
+    d.text(192, 54, ":", 18)
+    d.box(206, 34, 176, 30, "square", 0.3)
+    d.text(294, 54, "the value", 15, "middle")
+    d.text(8, 22, "read, no loss", 14)
+    d.text(206, 22, "learnt: the loss is here", 14)
+    d.line((206, 64), (8, 104), width=0.8)
+    d.line((382, 64), (386, 104), width=0.8)
+    size = 10.5
+    groups = [i for i in range(36) if i not in (8, 13, 18, 23)]
+    random_places = [i for i in groups if i not in (14, 19)]
+    d.cells(
+        8, 106, size, [(k, i) for i in random_places for k in (0, 1)], "square", 1.5
+    )
+    d.cells(8, 106, size, [(0, 19)], "lowrank", 1.5)
+    d.cells(8, 106, size, [(1, 19)], "lowrank", 1.5)
+    d.text(8 + 14.5 * size, 122, "4", 14, "middle")
+    for i in (8, 13, 18, 23):
+        d.text(8 + (i + 0.5) * size, 121, "-", 14, "middle")
+    d.line((8 + 14.5 * size, 128), (8 + 14.5 * size, 148), width=0.8)
+    d.text(8 + 14.5 * size, 162, "always 4", 13, "end")
+    d.line((8 + 19.5 * size, 128), (8 + 19.5 * size, 148), width=0.8, family="lowrank")
+    d.text(8 + 18 * size, 162, "8, 9, a or b: 2 bits", 13)
+    d.box(8, 180, 14, 12, "square", 0.6)
+    d.text(28, 191, "30 digits of 4 random bits", 14)
+    d.text(8, 222, "30 × 4 + 2 = 122 random bits in every value", 15, weight=600)
+    return d
+
+
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
     made += [factors(), *(holds(kind) for kind in HOLDS), first_step()]
-    made += [masks_drawing(), overwrite(), two_adapters()]
+    made += [masks_drawing(), overwrite(), two_adapters(), uuid_pair()]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 

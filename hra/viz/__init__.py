@@ -47,6 +47,7 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.CountExplorer(model="LLaMA-2 7B", vera=256)
     viz.SparseRank(W0[:64, :64], full_change[:64, :64], mask="rand", r=4)
     viz.OperatorExplorer(layer="24 × 24", operator="rotation")
+    viz.RestartExplorer({"cycle": spectra, "permute": spectra}, restarts=3)
 
 A prediction: the reader commits to a number or a choice, then sees the widget with the
 guess beside the answer. Once a chapter.
@@ -78,6 +79,7 @@ from hra.viz.paint import MaskPainter
 from hra.viz.plots import bills, intervals, plot_log
 from hra.viz.rank import RankSlider
 from hra.viz.replay import Replay, replay
+from hra.viz.restart import RestartExplorer
 from hra.viz.sparserank import SparseRank
 from hra.viz.static import StaticWidget, prediction
 from hra.viz.step import StepSize
@@ -99,6 +101,7 @@ __all__ = [
     "OperatorExplorer",
     "RankSlider",
     "Replay",
+    "RestartExplorer",
     "SparseRank",
     "StaticWidget",
     "StepSize",
