@@ -724,6 +724,35 @@ def uuid_pair() -> Drawing:
     d.box(8, 180, 14, 12, "square", 0.6)
     d.text(28, 191, "30 digits of 4 random bits", 14)
     d.text(8, 222, "30 × 4 + 2 = 122 random bits in every value", 15, weight=600)
+# Rounds of restarts --------------------------------------------------------------------
+
+
+def rounds() -> Drawing:
+    d = Drawing(
+        "rounds",
+        196,
+        "Restarts: a small adapter trains, is folded in, and begins anew",
+        "Three rounds from left to right. In each, a thin pair of factors trains beside "
+        "a frozen weight. At the end of a round the pair is folded into the weight, "
+        "which becomes the frozen weight of the next round, and a fresh pair begins. "
+        "The rank of what has been folded in grows by at most r a round.",
+    )
+    for n in range(3):
+        x = 8 + 132 * n
+        d.text(x, 22, f"round {n + 1}", 15, weight=600)
+        d.frozen(x, 34, 62, 62)
+        d.plate(x + 12, 54, 38, 20)
+        d.text(x + 31, 70, f"*W*_{{{n}}}", 15, "middle")
+        d.text(x + 72, 70, "+", 16)
+        d.box(x + 86, 34, 9, 62, "lowrank", 0.6)
+        d.box(x + 99, 34, 22, 9, "lowrank", 0.6)
+        if n < 2:
+            d.line(
+                (x + 90, 104), (x + 90, 118), (x + 160, 118), (x + 160, 100), arrow=True
+            )
+    d.text(8, 142, "folded in; then a fresh pair, fresh moments", 14)
+    d.text(8, 166, "rank of all that was folded in: at most *r*, 2*r*, 3*r*", 14)
+    d.legend(188, ("frozen", "frozen", 70), ("lowrank", "trains", 60))
     return d
 
 
@@ -731,7 +760,7 @@ def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
     made += [factors(), *(holds(kind) for kind in HOLDS), first_step()]
-    made += [masks_drawing(), overwrite(), two_adapters(), uuid_pair()]
+    made += [masks_drawing(), overwrite(), two_adapters(), uuid_pair(), rounds()]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 
