@@ -724,6 +724,9 @@ def uuid_pair() -> Drawing:
     d.box(8, 180, 14, 12, "square", 0.6)
     d.text(28, 191, "30 digits of 4 random bits", 14)
     d.text(8, 222, "30 × 4 + 2 = 122 random bits in every value", 15, weight=600)
+    return d
+
+
 # Rounds of restarts --------------------------------------------------------------------
 
 
