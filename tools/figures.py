@@ -683,7 +683,7 @@ BLOCKS = {  # a chapter lights what it adapts
 }
 
 
-# A pair of UUIDs -----------------------------------------------------------------------
+# A pair of UUIDs ----------------------------------------------------------------------
 
 
 def uuid_pair() -> Drawing:
@@ -727,7 +727,7 @@ def uuid_pair() -> Drawing:
     return d
 
 
-# Rounds of restarts --------------------------------------------------------------------
+# Rounds of restarts -------------------------------------------------------------------
 
 
 def rounds() -> Drawing:
