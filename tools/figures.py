@@ -691,8 +691,9 @@ def uuid_pair() -> Drawing:
         "uuid-pair",
         236,
         "A pair of UUIDs, and what of it has to be remembered",
-        "Above: the key and the colon are given, the loss is on the value alone. Below: "
-        "the value, character by character: 30 of its 32 hexadecimal digits carry four "
+        "Above: the key and the colon are given, the loss is on the value alone. "
+        "Below: the value, character by character: 30 of its 32 hexadecimal digits "
+        "carry four "
         "random bits each, one says the version and is always 4, one says the variant "
         "and carries two bits, four places are hyphens: 122 random bits in all.",
     )
@@ -735,8 +736,9 @@ def rounds() -> Drawing:
         "rounds",
         196,
         "Restarts: a small adapter trains, is folded in, and begins anew",
-        "Three rounds from left to right. In each, a thin pair of factors trains beside "
-        "a frozen weight. At the end of a round the pair is folded into the weight, "
+        "Three rounds from left to right. In each, a thin pair of factors trains "
+        "beside a frozen weight. At the end of a round the pair is folded into the "
+        "weight, "
         "which becomes the frozen weight of the next round, and a fresh pair begins. "
         "The rank of what has been folded in grows by at most r a round.",
     )
