@@ -87,9 +87,10 @@ def check_places(
 
     no_delta: the name of a method that has no ΔW, or "".
     """
-    held = holders(model)
     for name, layer in found.items():
         check(layer, name)
+    held = holders(model)
+    for name, layer in found.items():
         inside = next((n for n in found if n.startswith(f"{name}.")), None)
         if inside:
             raise ValueError(f"{inside} lies inside {name}: adapt one of the two.")
@@ -230,8 +231,9 @@ def holders(model: nn.Module) -> Holders:
     """
     held: Holders = {}
     for n, p in model.named_parameters(remove_duplicate=False):
-        storage, first, last = _span(p)
-        held.setdefault(storage, []).append((n, first, last))
+        if p.layout is torch.strided:  # another layout has no storage to share
+            storage, first, last = _span(p)
+            held.setdefault(storage, []).append((n, first, last))
     return held
 
 
