@@ -70,12 +70,13 @@ def run(setting: str, seed: int, lr: float, part: str) -> dict[str, Any]:
         losses = hra.fit(tuned, batches, first, lr, progress=False).losses
         model = tuned.merge()
     tuned = attach(model, method, seed, hyper)
-    curve, spectra = [], []
+    curve: list[list[float]] = []
+    spectra: list[list[float]] = []
 
     def measure() -> float:
         found = bits(tuned.model, part)
         curve.append([first + EVERY * (len(curve) + 1), found])
-        spectra.append(rank.spectrum(tuned.adapters[SITE].delta_weight().detach()))
+        spectra.append(rank.spectrum(tuned.adapters[SITE].delta_weight()).tolist())
         return found
 
     every = EVERY if part == "test" else STEPS
