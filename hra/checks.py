@@ -51,9 +51,14 @@ def check_count(name: str, value: Any, why: str = "", low: int = 1) -> int:
 
 
 def check_number(
-    name: str, value: Any, low: float, high: float, closed_low: bool = False
+    name: str,
+    value: Any,
+    low: float,
+    high: float,
+    closed_low: bool = False,
+    closed_high: bool = False,
 ) -> float:
-    """`value` as a float if it lies in (low, high), or [low, high) with `closed_low`.
+    """`value` as a float if it lies in (low, high), with the ends that are closed.
 
     Raises TypeError or ValueError if not.
     """
@@ -61,12 +66,16 @@ def check_number(
         raise TypeError(
             f"{name}={value!r} is a {type(value).__name__}; a number is needed."
         )
-    inside = low <= value < high if closed_low else low < value < high
+    inside = (
+        low < value < high
+        or (closed_low and value == low)
+        or (closed_high and value == high)
+    )
     if math.isnan(value) or not inside:
-        bracket = "[" if closed_low else "("
+        opens, closes = "[" if closed_low else "(", "]" if closed_high else ")"
         raise ValueError(
-            f"{name}={value!r} is out of range: {name} must lie in {bracket}{low:g}, "
-            f"{high:g})."
+            f"{name}={value!r} is out of range: {name} must lie in {opens}{low:g}, "
+            f"{high:g}{closes}."
         )
     return float(value)
 

@@ -33,6 +33,8 @@ class Law:
     frozen: dict[str, str] = field(default_factory=dict)
     # frozen too, 8 bytes each: indices, counters
     int64: dict[str, str] = field(default_factory=dict)
+    # frozen, in fp32 or wider whatever the base is in: what has been learnt, watched
+    wide: dict[str, str] = field(default_factory=dict)
     # trained numbers, gradients and moments in fp32 or wider, whatever the base is in;
     # kept once and as wide: `masters`, what is computed from them; kept once over a
     # half-precision base: `cast`, their copies in its dtype that a product needs

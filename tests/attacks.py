@@ -48,6 +48,8 @@ METHODS = {
     "MoRA": {"r": 2},
     "ReLoRA": {"r": 2, "every": 5},
     "ReMoRA": {"r": 2, "every": 5, "regroup": "permute"},
+    "LoSiA": {"p": 0.5, "period": 3},
+    "LoSiAPro": {"p": 0.34, "period": 3},
     "PrefixTuning": {"n": 3},
     "PrefixTuning-MLP": {"n": 3, "hidden": 4},
     "PromptTuning": {"n": 3},

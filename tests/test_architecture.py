@@ -18,6 +18,7 @@ FLOOR = {
     "data": 0,
     "zoo": 0,
     "checks": 0,
+    "localise": 1,
     "adapter": 1,
     "also": 2,
     "entries": 2,

@@ -28,6 +28,11 @@ def r_hat(m, n, r, half_up=False, even=False):
     return side - side % 2 if even else side
 
 
+def SUBNET(m, n):
+    """p = 2/5 of the outputs and of the inputs."""
+    return (2 * m // 5) * (2 * n // 5)
+
+
 # name: (class, hyperparameters, how many numbers train at a d_out × d_in layer)
 CASES = {
     "FullFT": (hra.FullFT, {}, lambda m, n: m * n),
@@ -118,6 +123,8 @@ CASES = {
         lambda m, n: r_hat(m, n, 2, even=True) ** 2,
     ),
     "ReLoRA": (hra.ReLoRA, {"r": 3, "every": 4, "rewarm": 2}, lambda m, n: 3 * (m + n)),
+    "LoSiA": (hra.LoSiA, {"p": 0.4, "period": 2}, SUBNET),
+    "LoSiAPro": (hra.LoSiAPro, {"p": 0.4, "period": 2}, SUBNET),
     "BitFit": (hra.BitFit, {}, lambda m, n: m),
     "Houlsby": (hra.Houlsby, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + m),
     "LinAdapter": (hra.LinAdapter, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + 3 * m),

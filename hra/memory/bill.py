@@ -226,10 +226,14 @@ def cost(
     p = plan_named(plan).under(rule)
     values = rule.values(d_out=d_out, d_in=d_in, **hyper)
     trained, int64 = total(rule.trained, values), total(rule.int64, values)
+    wide = total(rule.wide, values)
     frozen = total(rule.frozen, values) + d_out * bias + d_out * d_in * rule.base
     found = kept(rule, values, tokens, p.activation)
     return Bill(
-        Amount(frozen + int64, frozen * p.frozen + int64 * 8),
+        Amount(
+            frozen + int64 + wide,
+            frozen * p.frozen + int64 * 8 + wide * max(4, p.activation),
+        ),
         Amount(trained, trained * p.trained),
         Amount(trained, trained * p.gradient),
         Amount(2 * trained, 2 * trained * p.moment),

@@ -12,6 +12,8 @@ from hra.methods.linadapter import LinAdapter
 from hra.methods.lora import LoRA
 from hra.methods.lorafa import LoRAFA
 from hra.methods.loraplus import LoRAPlus
+from hra.methods.losia import LoSiA
+from hra.methods.losiapro import LoSiAPro
 from hra.methods.mora import MoRA
 from hra.methods.nola import NOLA
 from hra.methods.pranc import PRANC
@@ -43,5 +45,7 @@ _ALL: tuple[type[Method], ...] = (
     MoRA,
     ReLoRA,
     ReMoRA,
+    LoSiA,
+    LoSiAPro,
 )
 METHODS: dict[str, type[Method]] = {m.__name__: m for m in _ALL}
