@@ -332,9 +332,12 @@ class LoSiA(Adapter):
             return  # torch says what is missing
         whole = self.d_out, self.d_in
         index, rows, cols = (tensors[k].detach() for k in ("index", "rows", "cols"))
+        if len(index):
+            masks.check(index, *whole)
         flat = (rows[:, None] * self.d_in + cols).flatten()
         union = torch.cat([index, flat]).sort().values
-        _checked(union, rows, cols, tuple(self.W_S.shape), whole)
+        m, n = self.W_S.shape
+        _checked(union, rows, cols, (m, n), whole)
         for name in GROWING:
             shape = tensors[name].shape
             right = (
