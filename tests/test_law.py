@@ -164,7 +164,16 @@ def test_every_law_is_made_of_formulas_that_have_values():
             law = memory.law(method, grad)
             hyper = {} if method is None else method.hyperparameters({})
             values = law.values(d_out=20, d_in=12, **hyper)
-            parts = ("trained", "token", "once", "frozen", "int64", "masters", "cast")
+            parts = (
+                "trained",
+                "token",
+                "once",
+                "frozen",
+                "int64",
+                "masters",
+                "cast",
+                "wide",
+            )
             for formulas in (getattr(law, part) for part in parts):
                 assert all(evaluate(f, values) >= 0 for f in formulas.values())
 

@@ -650,3 +650,39 @@ def test_the_weight_put_back_before_the_backward_pass_is_noticed():
     tuned.detach()
     with pytest.raises(RuntimeError, match="was put back"):
         loss.backward()
+
+
+# ---- the error bound
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 7), st.integers(1, 7), st.integers(1, 9))
+def test_the_bound_holds_and_is_no_equality(seed, m, n, M):
+    g = torch.Generator().manual_seed(seed)
+    grad, x, W = (
+        torch.randn(*s, generator=g, dtype=torch.float64)
+        for s in ((m, n), (M, n), (m, n))
+    )
+    kept = torch.rand(m, n, generator=g) < 0.3
+    lr = 0.1
+    apart, spectral, frobenius = hra.analysis.bounds.losia(grad, x, kept, lr)
+    full, some = W - lr * grad, W - lr * torch.where(kept, grad, 0.0)
+    gap = (F.linear(x, full) - F.linear(x, some)).square().sum(1).mean()
+    assert apart == pytest.approx(gap.item())
+    assert apart <= spectral * (1 + 1e-9) and spectral <= frobenius * (1 + 1e-9)
+    two = torch.eye(2, 3, dtype=torch.float64)  # ⅓ · 2, ⅓ · 1 · 3, ⅓ · 2 · 3
+    none = torch.zeros(2, 3, dtype=torch.bool)
+    found = hra.analysis.bounds.losia(two, torch.eye(3, dtype=torch.float64), none, 1.0)
+    assert found == pytest.approx((2 / 3, 1.0, 2.0))
+
+
+def test_the_bound_is_an_equality_where_it_says():
+    u, v = torch.randn(5).double(), torch.randn(4).double()
+    kept = torch.zeros(5, 4, dtype=torch.bool)
+    kept[1] = True
+    x = torch.tensor([[2.0], [-0.5]]).double() * v  # every input ∥ v
+    found = hra.analysis.bounds.losia(torch.outer(u, v), x, kept, 0.3)
+    assert found == pytest.approx((found[2],) * 3)
+    assert hra.analysis.bounds.losia(
+        torch.outer(u, v), x, torch.ones_like(kept), 0.3
+    ) == (*(0.0, 0.0, 0.0),)

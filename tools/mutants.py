@@ -151,6 +151,48 @@ MUTANTS = {
         "tests/test_mora.py::test_a_cycle_of_groups_stops_below_two_r_hat_and_random"
         "_groups_do_not",
     ),
+    "LoSiA's slots pass their neighbour's block by": (
+        "methods/losia.py",
+        "turn = step // self.period % len(self.blocks)",
+        "turn = (step + 1) // self.period % len(self.blocks)",
+        "tests/test_losia.py::test_the_table_of_the_schedule",
+    ),
+    "LoSiA's rate jumps at the end of the re-warm": (
+        "methods/losia.py",
+        "(step - moved + 1) / (T + 1) if warming",
+        "0.5 * (step - moved + 1) / (T + 1) if warming",
+        "tests/test_losia.py::test_the_table_of_the_schedule",
+    ),
+    "LoSiA keeps its moments": (
+        "methods/losia.py",
+        "            forget(optimizer, self.W_S)\n",
+        "",
+        "tests/test_losia.py::test_the_first_update_after_a_move_is_at_most_its_rate",
+    ),
+    "LoSiA forgets what earlier subnets have learnt": (
+        "methods/losia.py",
+        "self.past = D.flatten()[self.index]",
+        "self.past = 0 * D.flatten()[self.index]",
+        "tests/test_losia.py::test_a_move_leaves_the_map_and_the_union_grows_as_proved",
+    ),
+    "LoSiA watches the last micro-batch": (
+        "methods/losia.py",
+        "self.seen += G",
+        "self.seen.copy_(G)",
+        "tests/test_losia.py::test_four_micro_batches_are_one_big_batch",
+    ),
+    "LoSiA-Pro does not put the weight back": (
+        "methods/losiapro.py",
+        "            self.restored(linear.weight(self.base).data)\n",
+        "",
+        f"{SUITE}[detach_gives_the_model_back-LoSiAPro]",
+    ),
+    "LoSiA-Pro keeps x": (
+        "methods/losiapro.py",
+        "ctx.save_for_backward(kept, W_S, rows, cols)",
+        "ctx.save_for_backward(kept, W_S, rows, cols, x)",
+        f"{SUITE}[the_bill_is_the_measured_one-LoSiAPro]",
+    ),
     "the bill forgets that dropout keeps a mask": (
         "law.py",
         'return {"dropout\'s mask": "d_in"} if dropout and grad else {}',

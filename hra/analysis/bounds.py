@@ -1,9 +1,11 @@
 """What the best approximation of low rank must leave out (Eckart & Young, 1936; Mirsky,
-1960), and how far the first step of a method moves an output.
+1960), how far the first step of a method moves an output, and how far the step of a
+subnet falls short of a full one.
 """
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -82,3 +84,26 @@ def step_ratio(
     if r is None:
         return density
     return scale * r / (3**0.5 * n) if adam else scale**2 * r / (3 * n)
+
+
+def losia(
+    grad: Float[Tensor, "m n"],
+    x: Float[Tensor, "M n"],
+    kept: Bool[Tensor, "m n"],
+    lr: float,
+) -> tuple[float, float, float]:
+    """How far a layer's outputs are apart after a step of SGD on all entries and one on
+    the `kept` entries alone, from the same weight, at M inputs: with A the gradient on
+    the entries that are not kept,
+
+        1/M Σ ‖lr A x‖²  ≤  lr²/M ‖A‖₂² ‖x‖_F²  ≤  lr²/M ‖A‖_F² ‖x‖_F²
+
+    as three numbers. The bound of LoSiA (Wang et al., 2025, arXiv:2507.04487) is the
+    last one; the first ≤ is an = where every input is a leading right singular vector
+    of A, the second where A has rank 1. One layer, one step, plain SGD, the same x.
+    """
+    A = torch.where(kept, 0.0, grad)
+    scale, norm = lr**2 / len(x), float(x.square().sum())
+    apart = scale * float((x @ A.T).square().sum())
+    spectral = float(torch.linalg.matrix_norm(A, 2)) ** 2
+    return apart, scale * spectral * norm, scale * float(A.square().sum()) * norm

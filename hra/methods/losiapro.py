@@ -156,7 +156,7 @@ class _Subnet(torch.autograd.Function):
     @staticmethod
     @no_second_derivative
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, W_S, rows, _ = ctx.saved_tensors
+        x, W_S, rows = ctx.saved_tensors[:3]
         a, shape, kind = ctx.setting
         dx = None
         if ctx.needs_input_grad[0]:
