@@ -18,6 +18,7 @@ from hra.train import Log, fit
 
 _LAZY = (
     "analysis",
+    "continual",
     "data",
     "memory",
     "studies",

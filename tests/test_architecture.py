@@ -19,6 +19,7 @@ FLOOR = {
     "zoo": 0,
     "checks": 0,
     "localise": 1,
+    "continual": 0,
     "adapter": 1,
     "also": 2,
     "entries": 2,

@@ -247,6 +247,7 @@ MODELS = {
             "VeRA-wide",
             "SHiRA-rand",
             "SHiRA-struct",
+            "LoSiAPro",
         )
         if n in CASES
     ],
