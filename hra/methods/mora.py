@@ -342,6 +342,7 @@ class MoRA(Adapter):
     @classmethod
     def schema(cls, shape: tuple[int, ...], hyper: dict[str, Any]) -> dict[str, Any]:
         (d_out, d_in), r = shape, hyper["r"]
+        check_choice("rounding", hyper["rounding"], tuple(ROUNDINGS))
         operator = cls.chosen(hyper["operator"], r, d_out, d_in)
         r_hat = side(operator, hyper["rounding"], r=r, d_in=d_in, d_out=d_out)
         return {**super().schema(shape, hyper), "M": (r_hat, r_hat)}
