@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import hra
@@ -373,6 +374,31 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted(method):
         for k, v in tuned.state_dict().items()
         if k.endswith(("rows", "cols"))
     )
+
+
+@BOTH
+@pytest.mark.parametrize("how", [False, True, "autocast"])
+def test_watching_under_checkpointing_and_autocast(method, how):
+    """False, True: use_reentrant. The dense gradient is seen once, and as it is."""
+    seen = []
+    for plain in (True, False):
+        tuned = hra.attach(Blocks(1, dtype=torch.float32), method, p=0.25, period=4)
+        tuned.begin(4)
+        x = data().float().requires_grad_()
+        if plain:
+            loss_of(tuned.model, x).backward()
+        elif how == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_of(tuned.model, x)
+            loss.backward()
+        else:
+            y = checkpoint(tuned.model, x, use_reentrant=how)
+            F.mse_loss(y, torch.sin(3 * x)).backward()
+        seen.append([a.seen for a in tuned.adapters.values()])
+    within = {"rtol": 0.1, "atol": 0.02} if how == "autocast" else {}
+    for one, two in zip(*seen, strict=True):
+        assert one.any() and one.dtype == two.dtype == torch.float32
+        torch.testing.assert_close(one, two, **within)
 
 
 # ---- where it goes
