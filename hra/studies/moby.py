@@ -101,12 +101,23 @@ def curves(
 
 
 def jobs(
-    grid: Iterable[tuple[str, float]], seeds: Iterable[int], part: str = "test"
+    grid: Iterable[tuple[str, float]],
+    seeds: Iterable[int],
+    part: str = "test",
+    **common: Any,
 ) -> dict[str, dict[str, Any]]:
-    """A job for every (setting, learning rate) of a grid and every seed."""
-    cells = list(grid)
+    """A job for every (setting, learning rate) of a grid and every seed; `common` are
+    arguments that all of them have, and stand in their names.
+    """
+    cells, named = list(grid), "".join(f" {k}={v}" for k, v in common.items())
     return {
-        f"{k} lr={lr} seed={s}": {"setting": k, "seed": s, "lr": lr, "part": part}
+        f"{k} lr={lr}{named} seed={s}": {
+            "setting": k,
+            "seed": s,
+            "lr": lr,
+            "part": part,
+            **common,
+        }
         for s in seeds
         for k, lr in cells
     }

@@ -1,12 +1,13 @@
-"""Study: GPT-2 tiny memorises pairs of UUIDs. Full fine-tuning; LoRA and MoRA's sharing
-at equal trained numbers; LoRA of a higher rank, and with both factors drawn.
+"""Study: GPT-2 tiny memorises pairs of UUIDs. Full fine-tuning; LoRA, MoRA with each
+operator and SHiRA at equal trained numbers; LoRA of a higher rank, and with both
+factors drawn.
 
     python -m hra.studies.uuid_pairs           # or: make experiments NAME=uuid_pairs
 
 The task of Jiang et al., 2024, arXiv:2405.12130, at our scale: a key, a colon, a value,
 the loss on the value alone. Every setting has its own best learning rate, at which the
 pairs of seed 100, which no reported run uses, have the shortest code after the last
-step; there are three seeds at it. The pairs, the batches and the start depend on the
+step; there are five seeds at it. The pairs, the batches and the start depend on the
 seed. `MAIN` pairs for every setting; with seed 0 also, at the rate chosen for `MAIN`,
 the other numbers of `PAIRS` for those of `FEW`, and `LONG` steps for the first of them.
 
@@ -24,12 +25,13 @@ import torch
 from torch import Tensor
 
 import hra
+from hra.adapter import uniform
 from hra.analysis import rank
 from hra.data import tasks
 from hra.studies import moby
 from hra.studies.study import Study, choose
 
-SEEDS, BATCH, EVERY = (0, 1, 2), 16, 50
+SEEDS, BATCH, EVERY = (0, 1, 2, 3, 4), 16, 50
 MAIN, PAIRS = 64, (16, 64, 128)
 STEPS, LONG = 200, 600
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,10 +40,18 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA r=8, B drawn": ("LoRA", {"r": 8}),
     "LoRA r=64": ("LoRA", {"r": 64}),
     "MoRA sharing": ("MoRA", {"r": 8, "operator": "sharing"}),
+    "MoRA truncation": ("MoRA", {"r": 8, "operator": "truncation"}),
+    "MoRA decoupling": ("MoRA", {"r": 8, "operator": "decoupling", "fold": True}),
+    "MoRA rotation": ("MoRA", {"r": 8, "operator": "rotation", "fold": True}),
+    "SHiRA": ("SHiRA", {"mask": "rand", "density": 1 / 18}),
 }
-FEW = ("LoRA r=8", "MoRA sharing")
+FEW = ("LoRA r=8", "MoRA sharing", "SHiRA")
 RATES: dict[str, tuple[float, ...]] = {k: (1e-3, 3e-3, 1e-2) for k in SETTINGS}
-RATES |= {"FullFT": (3e-4, 1e-3, 3e-3, 1e-2)}
+RATES |= {
+    f"MoRA {o}": (1e-3, 3e-3, 1e-2, 3e-2)
+    for o in ("truncation", "decoupling", "rotation")
+}
+RATES |= {"FullFT": (3e-4, 1e-3, 3e-3, 1e-2), "SHiRA": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)}
 SETTING = {"batch": BATCH, "every": EVERY, "targets": moby.ALL}
 
 
@@ -53,7 +63,7 @@ def draw_B(tuned: hra.Adapted, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     for a in tuned.adapters.values():
         bound = a.r**-0.5
-        a.B.copy_(torch.empty_like(a.B).uniform_(-bound, bound, generator=g))
+        a.B.copy_(uniform(tuple(a.B.shape), bound, g))
         W = hra.linear.weight(a.base)
         W -= a.delta_weight()
 
@@ -125,19 +135,7 @@ record = STUDY.record
 def jobs(
     cells: Any, seeds: Any, part: str = "test", pairs: int = MAIN, steps: int = STEPS
 ) -> dict[str, dict[str, Any]]:
-    """A job for every (setting, learning rate) of `cells` and every seed."""
-    return {
-        f"{k} lr={lr} pairs={pairs} steps={steps} seed={s}": {
-            "setting": k,
-            "pairs": pairs,
-            "seed": s,
-            "lr": lr,
-            "steps": steps,
-            "part": part,
-        }
-        for s in seeds
-        for k, lr in cells
-    }
+    return moby.jobs(cells, seeds, part, pairs=pairs, steps=steps)
 
 
 def main(study: Study) -> None:
