@@ -4,10 +4,12 @@ if they are restarted? LoRA and MoRA, restarted and not, beside full training.
     python -m hra.studies.pretraining          # or: make experiments NAME=pretraining
 
 As in Lialin et al., 2023, arXiv:2307.05695, the embeddings, the norms and the head
-train in full in every setting; what differs is how the weights of the blocks train. The
-tokens and their order are the same for all. "warm": the first WARM steps train
-everything in full. Every setting has its own best learning rate, chosen on the
-validation part with seed 100, which no reported run uses; there are five seeds at it.
+train in full in every setting, here at the rate OTHER; what differs is how the weights
+of the blocks train. Their rate is each setting's own, the best on the validation part
+with seed 100, which no reported run uses; there are three seeds at it. The tokens and
+their order are the same for all. "frozen": the blocks do not train. "warm": in the
+first quarter they train in full, at FULL. With seed 100 also, of LOOK steps, "one
+rate": all trains at the rate that is tuned.
 
 `bits` per character of the first `moby.LIMIT` characters; `curve`: (step, bits).
 `restarts`: that really happened, per weight. Of the change of the blocks' weights since
@@ -25,10 +27,11 @@ from hra.analysis import rank
 from hra.studies import moby
 from hra.studies.study import Study, choose
 
-SEEDS, STEPS, WARM, EVERY, REWARM = (0, 1, 2, 3, 4), 400, 100, 100, 10
+SEEDS, STEPS, LOOK, EVERY, REWARM = (0, 1, 2), 1200, 400, 300, 15
 BATCH, LENGTH, ABOVE, SITE = 8, 64, 0.1, "transformer.h.0.mlp.c_fc"
 MODEL = {"vocab_size": 2048, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64}
 ALSO = "wte|wpe|ln_1|ln_2|ln_f|lm_head"
+OTHER, FULL = 1e-2, 1e-3
 LORA, RESTART = {"r": 2}, {"every": EVERY, "rewarm": REWARM}
 MORA = LORA | {"operator": "sharing"}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,8 +42,15 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "ReMoRA cycle": ("ReMoRA", MORA | RESTART | {"regroup": "cycle"}),
     "ReMoRA permute": ("ReMoRA", MORA | RESTART | {"regroup": "permute"}),
 }
-SETTINGS |= {f"{k}, warm": SETTINGS[k] for k in ("LoRA", "ReLoRA", "ReMoRA permute")}
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+SETTINGS["ReLoRA, warm"] = SETTINGS["ReLoRA"]
+FROZEN, ONE = "frozen", ", one rate"  # of LOOK steps, one rate for all
+RATES = (3e-4, 1e-3, 3e-3)
+FIRST: dict[str, tuple[float, ...]] = {
+    "FullFT": RATES,
+    "LoRA": (1e-3, 3e-3, 1e-2),
+    f"FullFT{ONE}": (*RATES, 1e-2),
+    f"LoRA{ONE}": (*RATES, 1e-2),
+}
 
 
 @cache
@@ -53,23 +63,31 @@ def bits(model: Any, part: str) -> float:
     return round(hra.data.bits_per_character(model, hra.zoo.tokenizer("tiny"), text), 4)
 
 
-def attach(model: Any, method: str, seed: int, hyper: dict[str, Any]) -> hra.Adapted:
-    return hra.attach(
-        model, hra.METHODS[method], moby.ALL, also=ALSO, seed=seed, **hyper
-    )
+def attach(
+    model: Any, method: str, seed: int, hyper: dict[str, Any], lr: float | None = None
+) -> hra.Adapted:
+    """The adapters of the blocks, all else in full. lr: the rate of the adapters,
+    whatever that of all else is.
+    """
+    base = kind = hra.METHODS[method]
+    if lr is not None:
+        own = {"param_groups": lambda self, _: base.param_groups(self, lr)}
+        kind = type(method, (base,), own)
+    return hra.attach(model, kind, moby.ALL, also=ALSO, seed=seed, **hyper)
 
 
-def run(setting: str, seed: int, lr: float, part: str) -> dict[str, Any]:
-    method, hyper = SETTINGS[setting]
+def run(setting: str, seed: int, lr: float, part: str, steps: int) -> dict[str, Any]:
+    one = setting.endswith(ONE)
+    method, hyper = SETTINGS["LoRA" if setting == FROZEN else setting.removesuffix(ONE)]
     model = hra.zoo.gpt2("random", seed=seed, tie_word_embeddings=False, **MODEL)
     batches = hra.data.lm_batches(tokens(), BATCH, LENGTH, seed=seed)
-    first = WARM if setting.endswith("warm") else 0
+    first = EVERY if setting.endswith("warm") else 0
     losses: list[float] = []
     if first:
-        tuned = attach(model, "FullFT", seed, {})
-        losses = hra.fit(tuned, batches, first, lr, progress=False).losses
+        tuned = attach(model, "FullFT", seed, {}, FULL)
+        losses = hra.fit(tuned, batches, first, OTHER, progress=False).losses
         model = tuned.merge()
-    tuned = attach(model, method, seed, hyper)
+    tuned = attach(model, method, seed, hyper, None if one else lr)
     curve: list[list[float]] = []
     spectra: list[list[float]] = []
 
@@ -79,9 +97,15 @@ def run(setting: str, seed: int, lr: float, part: str) -> dict[str, Any]:
         spectra.append(rank.spectrum(tuned.adapters[SITE].delta_weight()).tolist())
         return found
 
-    every = EVERY if part == "test" else STEPS
+    every = EVERY if part == "test" else steps
     log = hra.fit(
-        tuned, batches, STEPS - first, lr, evaluate=measure, every=every, progress=False
+        tuned,
+        batches,
+        steps - first,
+        lr if one else OTHER,
+        evaluate=measure,
+        every=every,
+        progress=False,
     )
     losses = losses + log.losses
     sites = tuned.adapters
@@ -103,28 +127,29 @@ def run(setting: str, seed: int, lr: float, part: str) -> dict[str, Any]:
 
 
 SETTING = MODEL | {
-    "steps": STEPS,
-    "warm": WARM,
     "every": EVERY,
     "batch": BATCH,
     "length": LENGTH,
     "above": ABOVE,
+    "other": OTHER,
+    "full": FULL,
 }
 STUDY = Study("pretraining", run, SETTING, SEEDS)
 record = STUDY.record
 
 
 def main(study: Study) -> None:
-    tuning = study.do(
-        moby.jobs(
-            ((k, lr) for k in SETTINGS for lr in RATES), [moby.TUNING], "validation"
-        )
-    )
+    look = ((k, lr) for k in FIRST for lr in FIRST[k])
+    study.do(moby.jobs(look, [moby.TUNING], "validation", steps=LOOK))
+    frozen = [(FROZEN, 0.0)]
+    study.do(moby.jobs(frozen, [moby.TUNING], "validation", steps=LOOK))
+    grid = ((k, lr) for k in SETTINGS for lr in RATES)
+    tuning = study.do(moby.jobs(grid, [moby.TUNING], "validation", steps=STEPS))
     chosen = choose(tuning.values(), by=["setting"])
     study.protocol(chosen, "the validation addresses, with seed 100")
     best = {c["setting"]: c["best"] for c in chosen}
     study.note(lr=best)
-    study.do(moby.jobs(best.items(), SEEDS))
+    study.do(moby.jobs([*frozen, *best.items()], SEEDS, steps=STEPS))
 
 
 if __name__ == "__main__":
