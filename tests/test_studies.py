@@ -241,8 +241,8 @@ def test_runs_that_two_records_hold_agree():
         for r in studies.record(name)["runs"].values():
             if r.get("targets", r"c_attn|c_proj|c_fc") != r"c_attn|c_proj|c_fc":
                 continue  # lora_moby's other places
-            if "lr" not in r or "task" in r or "pairs" in r:
-                continue  # one of two adapters, or both; another task
+            if "lr" not in r or "task" in r or "steps" in r:
+                continue  # one of two adapters, or both; another task or course
             rank = f" r={r['hyper']['r']}" if r.get("hyper") else ""
             setting = r.get("setting") or r["method"] + rank + r.get("kind", "")
             key = setting, r["lr"], r["seed"], r["part"]
