@@ -26,9 +26,9 @@ import hra
 from hra.studies import moby
 from hra.studies.study import Study, choose
 
-SEEDS, STEPS, BATCH = (0, 1, 2, 3, 4), 180, 2
+SEEDS, STEPS, BATCH = (0, 1, 2, 3, 4), 120, 2
 LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-P, T = 1 / 8, 15
+P, T = 1 / 8, 10
 
 
 class RandomMoves(hra.LoSiAPro):
@@ -59,7 +59,7 @@ VARIANTS: dict[str, Setting] = {
     "gradient": (hra.LoSiAPro, LOSIA | {"importance": "gradient"}),
     "no re-warming": (hra.LoSiAPro, LOSIA | {"rewarm": False}),
     "T=5": (hra.LoSiAPro, LOSIA | {"period": 5}),
-    "T=30": (hra.LoSiAPro, LOSIA | {"period": 30}),
+    "T=20": (hra.LoSiAPro, LOSIA | {"period": 20}),
 }
 SETTINGS = {k: s for k, (s, _) in TUNED.items()} | VARIANTS
 SETTING = {"batch": BATCH, "length": moby.LENGTH, "targets": moby.ALL}
