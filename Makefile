@@ -81,6 +81,7 @@ bench: .venv/.stamp
 	$(BIN)/python -m benchmarks.sampled
 	$(BIN)/python -m benchmarks.switch
 	$(BIN)/python -m benchmarks.mora
+	$(BIN)/python -m benchmarks.losia
 
 serve: book
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html

@@ -136,12 +136,7 @@ class Entries(Adapter):
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
     ) -> Float[Tensor, "*tokens {self.d_out}"]:
-        W: Any = self.base.weight
-        if not isinstance(W, nn.Parameter):
-            raise RuntimeError(
-                "the entries are written into the layer's own weight, and a functional "
-                "call gives it another one: use SHiRA with form='delta'."
-            )
+        W = linear.own(self.base, "use SHiRA with form='delta'")
         place = W, self.position, self.stash
         self.overwritten = True  # before the first entry is written
         new = _now(self.stash, self.values, self.alpha)

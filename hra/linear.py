@@ -128,6 +128,19 @@ def weight(layer: nn.Module) -> Tensor:
     return W.T if is_conv1d(layer) else W
 
 
+def own(layer: nn.Module, instead: str) -> nn.Parameter:
+    """The weight as the layer stores it, to write into. Raises RuntimeError in a
+    functional call, saying what to do `instead`.
+    """
+    W: Any = layer.weight
+    if not isinstance(W, nn.Parameter):
+        raise RuntimeError(
+            "the entries are written into the layer's own weight, and a functional "
+            f"call gives it another one: {instead}."
+        )
+    return W
+
+
 def bias(layer: nn.Module) -> Tensor | None:
     """b, (d_out,), or None."""
     b = getattr(layer, "bias", None)

@@ -183,6 +183,67 @@ def test_bad_input(hyper, error, words):
         hra.attach(Blocks(), hra.LoSiA, **hyper)
 
 
+class Headed(nn.Module):
+    """Two blocks, and an output layer of 30 without a number."""
+
+    def __init__(self, layout="Linear"):
+        super().__init__()
+        self.blocks, self.head = Blocks(2, layout), linear.new(layout, 12, 30).double()
+        nn.init.normal_(self.head.weight, std=0.3)
+
+    def forward(self, x):
+        return self.head(self.blocks(x))
+
+
+@BOTH
+@pytest.mark.parametrize("layout", ["Linear", "Conv1D"])
+def test_the_output_layer_takes_a_share_of_its_own(method, layout, tmp_path):
+    """⌊p_out d_out⌋ rows, every column; a file and the bill know it too."""
+    model = Headed(layout)
+    fresh = copy.deepcopy(model)
+    hyper = {"p": 0.25, "period": 2, "p_out": 0.3}
+    tuned = hra.attach(model, method, **hyper)
+    shapes = {s: tuple(a.W_S.shape) for s, a in tuned.adapters.items()}
+    assert shapes.pop("head") == (9, 12)  # 0.3 of 30
+    assert set(shapes.values()) == {(5, 3), (3, 5)}
+    opt = torch.optim.AdamW(tuned.param_groups(0.05))
+    tuned.begin(12)
+    first = tuned.adapters["head"].rows.clone()
+    for step in range(1, 13):
+        x = data(seed=step)
+        F.mse_loss(model(x), torch.sin(x @ torch.ones(12, 30).double())).backward()
+        opt.step()
+        tuned.after_step(step, opt)
+        opt.zero_grad()
+    head = tuned.adapters["head"]
+    assert int(head.counts[1]) == 2 and not torch.equal(head.rows, first)
+    assert head.cols.tolist() == list(range(12)) and len(head.index)
+    x, path = data(), tmp_path / "s"
+    tuned.save(path)
+    assert torch.equal(hra.load(copy.deepcopy(fresh), path)(x), tuned(x))
+    layer = nn.Sequential(linear.new(layout, 12, 30).double())
+    for phase in ("", "slot"):
+        a = method(layer[0], **hyper)
+        a.watch(phase == "slot")
+        bill = memory.cost(
+            method, 30, 12, 8, plan="fp64", bias=True, adapter=a, phase=phase, **hyper
+        )
+        x = data().requires_grad_()
+        assert memory.measure(nn.Sequential(a), {"input": x}) == bill
+    assert bill.trained.numbers == 9 * 12
+
+
+@pytest.mark.parametrize(
+    ("p_out", "words"),
+    [(0.01, r"p_out=0.01 leaves no row of the 30 outputs \(head\)"), (2.0, "p_out=2")],
+)
+def test_a_bad_share_of_the_output_layer(p_out, words):
+    with pytest.raises(ValueError, match=words):
+        hra.attach(Headed(), hra.LoSiA, p=0.25, p_out=p_out)
+    with pytest.raises(ValueError, match=r"for the output layer, and all.*h\.0\.0"):
+        hra.attach(Blocks(), hra.LoSiA, p=0.25, p_out=0.5)
+
+
 # ---- what trains
 
 

@@ -49,7 +49,9 @@ class LoSiA(Adapter):
     ("gradient"). schedule: "async", one block's slot after the other's; "sync", all
     layers in the first of each L slots; "fixed", the first subnet stays. rewarm: after
     a move the layer's rate rises over T steps, but for a move within the first share
-    `warmup` of the run, where the rates of all still rise.
+    `warmup` of the run, where the rates of all still rise. p_out: of the output layer,
+    which is outside the numbered blocks of the model, the block is ⌊p_out d_out⌋ rows
+    and every column (None: as of any layer).
 
     Slots open when training begins: with `begin` (`hra.fit` calls it), or with the
     first `after_step`. G is the gradient of a step as the optimizer gets it:
@@ -84,6 +86,7 @@ class LoSiA(Adapter):
         schedule: str = "async",
         rewarm: bool = True,
         warmup: float = 0.1,
+        p_out: float | None = None,
         *,
         slot: int = 0,
         blocks: tuple[str, ...] = (),
@@ -101,9 +104,14 @@ class LoSiA(Adapter):
         self.warmup = check_number("warmup", warmup, 0.0, 1.0, closed_low=True)
         self.slot, self.blocks = slot, blocks or (site or "the layer",)
         self.steps = 0  # of the run, once `begin` has said it
-        m, n = sides(p, self.d_out, self.d_in)
+        self.p_out = None if numbered(site) else p_out
+        m, n = sides(p, self.d_out, self.d_in, self.p_out)
         if not (m and n):
             where = f" ({site})" if site else ""
+            if self.p_out is not None:
+                raise ValueError(
+                    f"p_out={p_out} leaves no row of the {self.d_out} outputs{where}."
+                )
             raise ValueError(
                 f"p={p} leaves no row or no column of this {self.d_out} × {self.d_in} "
                 f"layer{where}: a layer has at least 1/p = {1 / p:g} of both. Raise p, "
@@ -145,8 +153,15 @@ class LoSiA(Adapter):
         cls, sites: dict[str, nn.Module], **hyper: Any
     ) -> dict[str, dict[str, Any]]:
         """A slot for each block of the model, the first number of a site's name; a site
-        without a number is a block of its own.
+        without a number is a block of its own. ValueError for a `p_out` that no site
+        takes.
         """
+        if hyper.get("p_out") is not None and all(map(numbered, sites)):
+            raise ValueError(
+                f"p_out={hyper['p_out']!r} is for the output layer, and all of these "
+                f"are in numbered blocks: {', '.join(sites)}. Take targets that meet "
+                "it, or leave p_out out."
+            )
         made = super().plan(sites, **hyper)
         own = {s: block_of(s) for s in sites}
         blocks = tuple(dict.fromkeys(own.values()))
@@ -302,6 +317,9 @@ class LoSiA(Adapter):
         cls, adapter: Any = None, grad: bool = True, phase: str = "", **given: Any
     ) -> Law:
         """Without an adapter: before the first move."""
+        m, n = "p*d_out", "p*d_in"
+        if given.get("p_out") is not None and not numbered(given.get("site", "")):
+            m, n = "p_out*d_out", "d_in"
         K = 0 if adapter is None else len(adapter.index)
         return Law(
             {"W_S": "m*n"},
@@ -310,7 +328,7 @@ class LoSiA(Adapter):
             int64={"rows": "m", "columns": "n", "index": "K", "counts": "4"},
             wide={"past": "K"}
             | ({"Ī, Ū, G": "3*d_out*d_in", "W_S then": "m*n"} if phase else {}),
-            sizes={"m": "p*d_out", "n": "p*d_in", "K": K},
+            sizes={"m": m, "n": n, "K": K},
         )
 
     # ---- state and files
@@ -363,8 +381,11 @@ class LoSiA(Adapter):
 
     @classmethod
     def schema(cls, shape: tuple[int, ...], hyper: dict[str, Any]) -> dict[str, Any]:
-        m, n = sides(hyper["p"], *shape)
-        return {"values": (None,), "mask_hash": (8,), "rows": (m,), "cols": (n,)}
+        lines: tuple[int | None, int | None] = None, None
+        if hyper["p_out"] is None:  # else the constructor knows
+            lines = sides(hyper["p"], *shape)
+        rows, cols = ((n,) for n in lines)
+        return {"values": (None,), "mask_hash": (8,), "rows": rows, "cols": cols}
 
     def packed(self, hyper: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """ΔW on the union of the subnets, the gaps between its entries, and where the
@@ -431,10 +452,18 @@ def check_share(p: Any) -> float:
     return check_number("p", p, 0.0, 1.0, closed_high=True)
 
 
-def sides(p: Any, d_out: int, d_in: int) -> tuple[int, int]:
-    """(⌊p d_out⌋, ⌊p d_in⌋)."""
+def sides(p: Any, d_out: int, d_in: int, p_out: Any = None) -> tuple[int, int]:
+    """(⌊p d_out⌋, ⌊p d_in⌋); with p_out (⌊p_out d_out⌋, d_in)."""
     p = check_share(p)
+    if p_out is not None:
+        share = check_number("p_out", p_out, 0.0, 1.0, closed_high=True)
+        return int(share * d_out), d_in
     return int(p * d_out), int(p * d_in)
+
+
+def numbered(site: str) -> bool:
+    """Whether the layer is in one of the model's numbered blocks."""
+    return any(part.isdigit() for part in site.split("."))
 
 
 def block_of(site: str) -> str:

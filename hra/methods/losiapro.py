@@ -113,12 +113,7 @@ class LoSiAPro(LoSiA):
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
     ) -> Float[Tensor, "*tokens {self.d_out}"]:
-        W: Any = self.base.weight
-        if not isinstance(W, nn.Parameter):
-            raise RuntimeError(
-                "the subnet is written into the layer's own weight, and a functional "
-                "call gives it another one: use LoSiA."
-            )
+        linear.own(self.base, "use LoSiA")
         self.write()
         if not torch.is_grad_enabled():
             return F.linear(x, linear.weight(self.base), self.bias)
