@@ -274,6 +274,7 @@ def test_the_widget_serves_every_reader(adapters, tmp_path, monkeypatch):
     assert w.kinds["inverted"]["LoRA"] == {
         "ranks": 4,
         "numbers": [10752 * ((k + 1) // 2) for k in range(9)],
+        "family": "low rank",
     }
 
 
@@ -285,6 +286,24 @@ def test_a_kernel_sends_the_file_that_the_page_asks_for(adapters):
     [(content, [data])] = sent
     assert content == {"file": w.files["rotated SHiRA"]}
     assert packed.name_of("rotated-shira", data) == content["file"]
+
+
+def test_a_subnet_and_a_square_stand_on_the_page_too(tmp_path):
+    """Each in its family's colour: a subnet as entries, a square as factors."""
+    kinds = {"LoSiA": (hra.LoSiA, {"p": 1 / 6}), "MoRA": (hra.MoRA, {"r": 2})}
+    files = {}
+    for name, (method, hyper) in kinds.items():
+        files[name] = tmp_path / f"{name}.safetensors"
+        drawn(hra.zoo.vit("tiny"), method, **hyper).save(files[name])
+    w = hra.viz.DrawDigit({"rotated": files})
+    about = w.kinds["rotated"]
+    assert [about[k]["family"] for k in kinds] == ["subnet", "square"]
+    assert [about[k]["ranks"] for k in kinds] == [0, 27]
+    assert about["LoSiA"]["numbers"][8] == 21_168
+    model = hra.load(hra.zoo.vit("tiny"), files["MoRA"]).merge()
+    want = logits(dict(model.named_parameters()), w._x)
+    got = w.logits(w._x, kind="MoRA")
+    assert (got - want).abs().max() < 0.03 * want.abs().max()
 
 
 def test_the_counts_are_the_models_own(adapters):

@@ -44,7 +44,7 @@ function render({ model, el }) {
 
   // ---- the controls
   const about = (kind = get("kind")) => kinds[get("task")][kind];  // {ranks: 0 where the change is a list of entries, numbers at each `keep`}
-  const family = (kind) => (about(kind)?.ranks ? "low rank" : "sparse");
+  const family = (kind) => about(kind)?.family ?? "full";
   const kept = (v) => (about()?.ranks ? `rank ${vit.share(about().ranks, v)} of ${about().ranks}` : v === 8 ? "all entries" : `the largest ${v}/8 of the entries`);
   ui.choices("task", "Adapter for:", Object.keys(kinds).map((t) => [t, `${t} digits`]));
   ui.choices("kind", "Kind of adapter:", [...new Set(Object.values(kinds).flatMap(Object.keys))]);

@@ -16,6 +16,7 @@ from hra import zoo
 from hra.data import digits
 from hra.viz import packed
 from hra.viz.static import BASE, HERE, StaticWidget, check
+from hra.viz.style import family
 
 SHIFTS = ("rotated", "inverted")  # those that the page knows how to make
 EACH = 10  # stored test digits of a class
@@ -84,7 +85,9 @@ class DrawDigit(StaticWidget):
                     packed.change(tuned.adapters),
                 )
                 tuned.detach()
-                kinds[task][kind] = packed.about(data[f"{task} {kind}"][1])
+                kinds[task][kind] = packed.about(data[f"{task} {kind}"][1]) | {
+                    "family": family(tuned.method.__name__)
+                }
         self._data = {packed.name_of(stem, d): d for stem, d in data.values()}
         task = kwargs.setdefault("task", next(iter(adapters)))
         kwargs.setdefault("kind", next(iter(adapters.get(task, {"": ""}))))
@@ -207,10 +210,7 @@ class DrawDigit(StaticWidget):
         left.grid(False)
         left.set(xticks=[], yticks=[], title="what the model sees")
         named = self.kinds[self.task]
-        colours = {
-            k: FAMILIES["low rank" if about["ranks"] else "sparse"]
-            for k, about in named.items()
-        }
+        colours = {k: FAMILIES[about["family"]] for k, about in named.items()}
         ten = torch.arange(10)
         for up, name, strength, colour in (
             (-0.2, "pretrained", 0.0, INK),

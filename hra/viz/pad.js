@@ -45,7 +45,7 @@ function render({ model, el }) {
   const ui = frame({ model, el, keys: ["kind", "one", "two"], draw });
   ui.root.classList.add("hra-two");
   ui.root.append(make("style", {}, CSS));
-  const colour = () => palette.families[get("kinds")[tasks[0]][get("kind")].ranks ? "low rank" : "sparse"];
+  const colour = () => palette.families[get("kinds")[tasks[0]][get("kind")].family];
 
   // ---- controls: the pad itself, and a slider for each strength
   const to = (v) => v / TEN, from = (v) => Math.round(TEN * v);

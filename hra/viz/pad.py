@@ -135,8 +135,7 @@ class AdapterPad(DrawDigit):
 
         n, tasks = len(self.strengths), list(self.kinds)
         fig, axes = figure(8.0, 3.6, 2, caption=self.caption, alt=self.summary())
-        low_rank = self.kinds[tasks[0]][self.kind]["ranks"]
-        colour = FAMILIES["low rank" if low_rank else "sparse"]
+        colour = FAMILIES[self.kinds[tasks[0]][self.kind]["family"]]
         for k, (ax, task) in enumerate(zip(axes, tasks, strict=True)):
             table = torch.tensor(self.counts[self.kind]).view(n, n, 2)[:, :, k].T
             ax.imshow(
