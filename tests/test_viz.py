@@ -197,6 +197,11 @@ REFUSED = {
         "at": (6, "0 to 5"),
         "r": (17, "0 to 16"),
     },
+    "bound": {
+        "case": ("x", "real, by hand"),
+        "order": ("best", "rows first, columns first, refined, random"),
+        "at": (33, "0 to 32"),
+    },
     "panel": {
         "r": (4000, "1 to 64"),
         "density": (0.9, "0.001 to 0.316"),
@@ -1147,6 +1152,74 @@ def test_the_painters_tasks_can_be_solved_and_it_refuses():
         hra.viz.MaskPainter(torch.zeros(3, 4, dtype=torch.bool))
 
 
+def bound(**kw):
+    g = torch.Generator().manual_seed(0)
+    G, x = (torch.randn(*s, generator=g) for s in ((12, 10), (7, 10)))
+    hand = torch.tensor([[3.0, 2, 2], [1, 0, 0]]), torch.eye(3)
+    cases = {"real": (G * torch.rand(10, generator=g), x), "by hand": hand}
+    return hra.viz.BoundExplorer(cases, **kw), cases
+
+
+@node
+def test_the_bound_widget_computes_what_the_library_computes():
+    from hra import localise
+    from hra.viz.bound import ORDERS
+
+    w, cases = bound()
+    choices = [
+        {"case": case, "order": order, "at": at}
+        for case in cases
+        for order in ORDERS
+        for at in (0, 1, 4, 11, 17, 22, 31, 32)
+    ]
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        ours, (G, x) = w.facts(), (M.double() for M in cases[w.case])
+        assert got["rows"] == ours["rows"] and got["cols"] == ours["cols"], choice
+        for k in ("kept", "apart", "spectral", "frobenius"):
+            assert got[k] == pytest.approx(ours[k], abs=1e-9), (choice, k)
+        kept = torch.zeros(G.shape, dtype=torch.bool)
+        kept[torch.tensor(ours["rows"], dtype=torch.long)[:, None], ours["cols"]] = True
+        library = hra.analysis.bounds.losia(G, x, kept, 0.3)
+        unit = hra.analysis.bounds.losia(G, x, torch.zeros_like(kept), 0.3)[2]
+        found = [ours[k] * unit for k in ("apart", "spectral", "frobenius")]
+        assert found == pytest.approx(library, rel=1e-3, abs=1e-9 * unit)
+        if ours["rows"] and w.order == "refined":
+            best = localise.best(
+                w.grad().square(), len(ours["rows"]), len(ours["cols"])
+            )
+            assert [t.tolist() for t in best] == [ours["rows"], ours["cols"]]
+    w.case, w.order, w.at = "by hand", "rows first", 22
+    f = w.facts()
+    assert (f["rows"], f["cols"]) == ([0], [0, 1]) and f["kept"] == 13 / 18
+    assert f["frobenius"] == 5 / 18 and f["spectral"] == pytest.approx(4 / 18)
+
+
+def test_the_bound_widgets_fallback_size_and_refusals():
+    from hra.viz.bound import excerpt
+
+    w, cases = bound(at=9)
+    for case in cases:
+        w.case = case
+        assert w.fallback_figure().words() == w.summary()
+    assert len(w._js_path.read_bytes()) < 10_000
+    G, x = excerpt(torch.randn(576, 192), torch.randn(1024, 192))
+    assert G.shape == (32, 32) and x.shape == (1024, 32)
+    whole = torch.arange(6.0).view(2, 3)
+    assert all(torch.equal(a, whole) for a in excerpt(whole, whole))
+    w = hra.viz.BoundExplorer({"c_attn": (G, x)})
+    assert len(json.dumps(w.public_state())) < 50_000
+    for bad, said in (
+        ({}, "at least one case"),
+        ({"a": (torch.zeros(3, 3), torch.ones(1, 3))}, "a gradient of zero"),
+        ({"a": (torch.ones(3, 41), torch.ones(1, 41))}, "1 to 40 rows and columns"),
+        ({"a": (torch.ones(3, 3), torch.ones(1, 2))}, "and 3 columns"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            hra.viz.BoundExplorer(bad)
+
+
 CHROMIUM = next(
     (p for name in ("chromium", "chromium-browser") if (p := shutil.which(name))), None
 )
@@ -1200,6 +1273,7 @@ WIDGETS = {
     "paint": hra.viz.MaskPainter,
     "switch": lambda: switch()[0],
     "sparserank": lambda: sparse(presets={"by hand": {"mask": "by hand", "r": 1}})[0],
+    "bound": lambda: bound()[0],
 }
 
 

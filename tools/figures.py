@@ -761,11 +761,51 @@ def rounds() -> Drawing:
     return d
 
 
+# A step on a subnet -------------------------------------------------------------------
+
+
+def subnet_step() -> Drawing:
+    d = Drawing(
+        "subnet-step",
+        272,
+        "A full step, a step on a subnet, and the gap between them",
+        "Three pictures of one weight of 6 outputs by 7 inputs. Left: a full step "
+        "changes every entry by the rate times the gradient. Middle: a step on a "
+        "subnet changes the block of three outputs by four inputs, the other entries "
+        "are frozen. Right: the gap between the two is the gradient on all entries "
+        "outside the block. Below: the bound says how far apart an input x can come "
+        "out.",
+    )
+    u, m, n, top = 15, 6, 7, 50
+    rows, columns = (0, 2, 3), (1, 2, 4, 6)
+    block = [(i, j) for i in rows for j in columns]
+    every = [(i, j) for i in range(m) for j in range(n)]
+    rest = [c for c in every if c not in block]
+    for x, places, family, title, under in (
+        (8, every, None, "full step", "−*η* *G*"),
+        (148, block, "subnet", "subnet's step", "−*η* *G* in the block"),
+        (288, rest, None, "the gap", "*η* *A*"),
+    ):
+        d.text(x + n * u / 2, top - 14, title, 15, "middle", weight=600)
+        d.frozen(x, top, n * u, m * u)
+        d.plate(x, top, n * u, m * u) if family is None else None
+        d.cells(x, top, u, places, family, 2)
+        d.text(x + n * u / 2, top + m * u + 20, under, 14, "middle")
+    d.text(130, top + m * u / 2 + 6, "−", 18, "middle")
+    d.text(270, top + m * u / 2 + 6, "=", 18, "middle")
+    d.line((8, 176), (392, 176), width=0.8)
+    d.text(8, 200, "*A*: the gradient *G* outside the block, zero inside", 14)
+    d.text(8, 222, "outputs apart by *ηAx*, at most *η* ‖*A*‖ ‖*x*‖", 14)
+    d.legend(252, ("frozen", "frozen", 66), ("subnet", "trained", 66))
+    return d
+
+
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
     made += [factors(), *(holds(kind) for kind in HOLDS), first_step()]
     made += [masks_drawing(), overwrite(), two_adapters(), uuid_pair(), rounds()]
+    made += [subnet_step()]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 

@@ -48,6 +48,7 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.SparseRank(W0[:64, :64], full_change[:64, :64], mask="rand", r=4)
     viz.OperatorExplorer(layer="24 × 24", operator="rotation")
     viz.RestartExplorer({"cycle": spectra, "permute": spectra}, restarts=3)
+    viz.BoundExplorer({"c_attn": (gradient, inputs)}, order="refined", at=4)
 
 A prediction: the reader commits to a number or a choice, then sees the widget with the
 guess beside the answer. Once a chapter.
@@ -68,6 +69,7 @@ for _needed in ("matplotlib", "anywidget"):
 
 # ruff: noqa: E402
 from hra.viz.bill import BillCalculator
+from hra.viz.bound import BoundExplorer
 from hra.viz.count import CountExplorer
 from hra.viz.cross import CrossTerms
 from hra.viz.draw import DrawDigit
@@ -93,6 +95,7 @@ __all__ = [
     "PARTS",
     "AdapterPad",
     "BillCalculator",
+    "BoundExplorer",
     "CountExplorer",
     "CrossTerms",
     "DrawDigit",
