@@ -25,7 +25,7 @@ from hra.studies.study import Study, choose
 
 SEEDS, P, STEPS, BATCH, LENGTH, LIMIT = (0, 1, 2), 1 / 8, 30, 4, 64, 10_000
 PICKS = {"random": None, "|G|": "gradient", "sensitivity": "mix"}
-RATES = {"SGD": (0.03, 0.1, 0.3, 1.0, 3.0), "AdamW": (1e-3, 3e-3, 1e-2, 3e-2)}
+RATES = {"SGD": (0.03, 0.1, 0.3, 1.0, 3.0), "AdamW": (1e-3, 3e-3, 1e-2, 3e-2, 0.1)}
 SETTINGS = {f"{pick}, {o}": (pick, o) for o in RATES for pick in PICKS}
 
 
