@@ -92,3 +92,15 @@ def exact(score: Float[Tensor, "d_out d_in"], m: int, n: int) -> Subnet:
     if found is None:
         raise ValueError(f"there are no {m} of {score.shape[0]} lines.")
     return found
+
+
+def ceiling(score: Float[Tensor, "d_out d_in"], m: int, n: int) -> float:
+    """No m × n block holds more, for scores of 0 or more: the m rows whose own n
+    largest entries sum to most, or the same by columns, whichever is less.
+    """
+
+    def most(S: Tensor, m: int, n: int) -> float:
+        own = S.double().topk(n, dim=1).values.sum(1)
+        return float(own.topk(m).values.sum())
+
+    return min(most(score, m, n), most(score.T, n, m))

@@ -477,6 +477,7 @@ def test_greedy_refined_exact(seed, d_out, d_in, ties):
     values = [localise.captured(score, *s) for s in each]
     top = localise.captured(score, *best)
     exact = localise.captured(score, *localise.exact(score, m, n))
+    assert localise.ceiling(score, m, n) >= exact * (1 - 1e-9)
     refined = localise.captured(score, *localise.refine(score, *each[0]))
     assert max(values) <= top <= exact + 1e-12 and values[0] <= refined
     pairs = itertools.product(

@@ -202,6 +202,11 @@ REFUSED = {
         "order": ("best", "rows first, columns first, refined, random"),
         "at": (33, "0 to 32"),
     },
+    "subnet": {
+        "name": ("x", "by hand, 8 × 8, real"),
+        "order": ("best", "independent, rows, columns, refined, exact"),
+        "sixteenths": (17, "1 to 16"),
+    },
     "panel": {
         "r": (4000, "1 to 64"),
         "density": (0.9, "0.001 to 0.316"),
@@ -749,6 +754,63 @@ def test_the_restart_explorer_says_what_the_rounds_add_up_to():
         hra.viz.RestartExplorer({"a": [[1.0]], "b": [[1.0], [1.0]]})
 
 
+def subnets(**kw):
+    g = torch.Generator().manual_seed(0)
+    hand = torch.tensor([[0, 0, 0, 3], [0, 2, 0, 0], [0, 0, 0, 0], [2, 3, 0, 0.0]])
+    heavy = lambda *shape: torch.randn(*shape, generator=g).exp()  # noqa: E731
+    scores = {"by hand": hand, "8 × 8": heavy(8, 8), "real": heavy(48, 30)}
+    return hra.viz.SubnetExplorer(scores, **kw)
+
+
+@node
+def test_the_subnet_explorer_chooses_as_the_library_does():
+    w = subnets()
+    assert len(w._js_path.read_bytes()) < 10_240
+    assert len(json.dumps(w.public_state())) < 50_000
+    from hra.viz.subnet import ORDERS
+
+    choices = [
+        {"name": name, "order": order, "sixteenths": p}
+        for name in w.scores
+        for order in ORDERS
+        for p in (1, 2, 5, 8, 16)
+    ]
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        f = w.facts()
+        assert got.pop("holds") == pytest.approx(f.pop("holds")), choice
+        assert got.pop("ceiling") == pytest.approx(f.pop("ceiling"))
+        assert got == f, choice
+        assert w.summary()
+    # by hand: all three orders hold 6 of 10, refining stays there, the best holds 7
+    w.name, w.order, w.sixteenths = "by hand", "exact", 8
+    f = w.facts()
+    assert list(f["holds"].values()) == pytest.approx([0.6, 0.6, 0.6, 0.6, 0.7])
+    assert (f["rows"], f["cols"], f["chance"]) == ([1, 3], [0, 1], 0.25)
+    w.name, w.sixteenths = "real", 5
+    assert w.facts()["holds"]["exact"] is None and "refined" in w.summary()
+    assert w.fallback_figure().words() == w.summary()
+
+
+def test_the_subnet_explorer_refuses_what_is_no_score():
+    for S, said in (
+        (torch.ones(49, 3), "2 × 2 to 48 × 48"),
+        (torch.ones(3), "2 × 2 to 48 × 48"),
+        (-torch.ones(3, 3), "0 or more"),
+        (torch.zeros(3, 3), "not all 0"),
+        (torch.full((3, 3), float("nan")), "finite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            hra.viz.SubnetExplorer({"x": S})
+    with pytest.raises(ValueError, match="at least one matrix"):
+        hra.viz.SubnetExplorer({})
+    kept = hra.viz.SubnetExplorer({"x": torch.tensor([[3.0, 1], [0, 2]])})
+    assert kept.scores == {"x": [[3, 1], [0, 2]]}
+    scaled = hra.viz.SubnetExplorer({"x": torch.tensor([[0.5, 0.25], [0, 0.125]])})
+    assert scaled.scores == {"x": [[9999, 5000], [0, 2500]]}
+
+
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_the_switch_explorer_does_not_contradict_the_record(threads):
     record = hra.studies.record("switch")
@@ -1274,6 +1336,7 @@ WIDGETS = {
     "switch": lambda: switch()[0],
     "sparserank": lambda: sparse(presets={"by hand": {"mask": "by hand", "r": 1}})[0],
     "bound": lambda: bound()[0],
+    "subnet": lambda: subnets(presets={"by hand": {"name": "by hand"}}, name="8 × 8"),
 }
 
 

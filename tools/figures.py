@@ -800,12 +800,59 @@ def subnet_step() -> Drawing:
     return d
 
 
+# A subnet, and how it moves -----------------------------------------------------------
+
+
+def subnet_moves() -> Drawing:
+    d = Drawing(
+        "subnet-moves",
+        276,
+        "A subnet of a weight, and how its place is chosen",
+        "Left: one weight, frozen but for the entries where three chosen rows, outputs "
+        "Y_S, cross three chosen columns, inputs X_S; these form the trained matrix "
+        "W_S. Right, in the layer's slot: for T steps the dense gradient G gives an "
+        "importance for every entry; its running mean and spread are multiplied to a "
+        "score; the rows and columns whose block holds most of the score become the "
+        "next subnet, and what was learnt stays.",
+    )
+    size, x, y = 15, 30, 60
+    rows, columns = (1, 4, 8), (0, 3, 6)
+    d.frozen(x, y, 8 * size, 10 * size)
+    d.cells(x, y, size, [(i, j) for i in rows for j in columns], "subnet", 1)
+    for i in rows:
+        d.box(x - 11, y + i * size + 2, 7, size - 4, "subnet", 0.6, 1)
+    for j in columns:
+        d.box(x + j * size + 2, y - 11, size - 4, 7, "subnet", 0.6, 1)
+    d.text(x + 60, y - 20, "inputs *X*_{S}", 14, "middle")
+    d.parts.append('<g transform="rotate(-90 12 135)">')
+    d.text(12, 135, "outputs *Y*_{S}", 14, "middle")
+    d.parts.append("</g>")
+    for k, lines in enumerate(
+        (
+            ("*T* steps: from *G* and *W*", "the importance *I*"),
+            ("its running mean, times", "its spread: the score"),
+            ("the block that holds most", "is the next subnet"),
+        )
+    ):
+        top = 34 + 68 * k
+        d.box(184, top, 206, 48, "subnet", 0.12, 1.2, 8)
+        for n, line in enumerate(lines):
+            d.text(287, top + 20 + 18 * n, line, 14, "middle")
+        if k < 2:
+            d.line((287, top + 48), (287, top + 66), arrow=True)
+    d.line((184, 196), (158, 196), arrow=True)
+    d.text(287, 22, "in the layer's slot", 14, "middle")
+    d.text(184, 240, "what was learnt stays", 14)
+    d.legend(266, ("frozen", "frozen", 66), ("subnet", "trained: *W*_{S}", 100))
+    return d
+
+
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
     made += [factors(), *(holds(kind) for kind in HOLDS), first_step()]
     made += [masks_drawing(), overwrite(), two_adapters(), uuid_pair(), rounds()]
-    made += [subnet_step()]
+    made += [subnet_step(), subnet_moves()]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 

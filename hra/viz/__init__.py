@@ -47,6 +47,7 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.CountExplorer(model="LLaMA-2 7B", vera=256)
     viz.SparseRank(W0[:64, :64], full_change[:64, :64], mask="rand", r=4)
     viz.OperatorExplorer(layer="24 × 24", operator="rotation")
+    viz.SubnetExplorer({"8 × 8": score}, order="rows", sixteenths=2)
     viz.RestartExplorer({"cycle": spectra, "permute": spectra}, restarts=3)
     viz.BoundExplorer({"c_attn": (gradient, inputs)}, order="refined", at=4)
 
@@ -86,6 +87,7 @@ from hra.viz.sparserank import SparseRank
 from hra.viz.static import StaticWidget, prediction
 from hra.viz.step import StepSize
 from hra.viz.style import FAMILIES, INK, PARTS, colour, figure, label_lines, look
+from hra.viz.subnet import SubnetExplorer
 from hra.viz.switch import SwitchCost
 from hra.viz.table import table
 
@@ -108,6 +110,7 @@ __all__ = [
     "SparseRank",
     "StaticWidget",
     "StepSize",
+    "SubnetExplorer",
     "SwitchCost",
     "bills",
     "colour",
