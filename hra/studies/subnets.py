@@ -5,9 +5,8 @@ long they stay there, and whether it matters.
 
 Subnets of p = 1/8 in each of the 24 weights: moved to where the published score is
 largest, and left where they were drawn. Each has its own best rate, chosen on the
-validation chapters with seed 100. The course is short: 60
-steps of 256 tokens, a slot of 5 steps, so that each of six blocks moves twice; measured
-on 10,000 characters.
+validation chapters with seed 100. The course is short: 60 steps of 256 tokens, a slot
+of 5 steps, so that each of six blocks moves twice; measured on 10,000 characters.
 
 Of the reported runs of the first also what `look` finds at the steps AT: scores from
 BATCHES batches that no run trains on in that order, at AT's ends a second time from
