@@ -11,12 +11,15 @@ JOBS ?= 2
 export PYTHONHASHSEED = 0
 export TOKENIZERS_PARALLELISM = false
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
+# pip compiles nothing: what is imported is compiled then, once, and kept
+unexport PYTHONDONTWRITEBYTECODE
+book test: export OMP_NUM_THREADS = 1
 
 .PHONY: attack book test notebooks experiments bench clean serve lint unit nbval site lab lab-all wheel
 
 .venv/.stamp: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	touch $@
 
@@ -49,12 +52,7 @@ nbval: book wheel
 	  --dist loadfile -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore .
 
 wheel: .venv/.stamp
-	rm -rf build $(WHEEL)/dist
-	$(BIN)/python -m pip wheel . --quiet --no-deps --no-build-isolation -w $(WHEEL)/dist
-	test -x $(WHEEL)/bin/python || $(PYTHON) -m venv $(WHEEL)
-	$(WHEEL)/bin/python -m pip install --quiet -c requirements.txt nbval pytest pytest-xdist pyyaml \
-	  "$$(echo $(WHEEL)/dist/hra-*.whl)[notebook]"
-	$(WHEEL)/bin/python -m pip install --quiet --no-deps --force-reinstall $(WHEEL)/dist/hra-*.whl
+	$(BIN)/python tools/wheel_env.py $(WHEEL)
 
 # the readers' notebooks are plain Markdown: tools/jupyter turns MyST's own rendering off
 lab: book

@@ -1,12 +1,14 @@
 """The package as others install it: what is optional says so, what travels is there."""
 
 import ast
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,61 @@ def test_the_wheel_holds_what_the_chapters_need(tmp_path):
         env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
     )
     assert done.stdout == f"{tmp_path}/installed/hra/__init__.py True\n", done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel_env():
+    spec = importlib.util.spec_from_file_location("_", ROOT / "tools/wheel_env.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Made(Distribution):
+    """A distribution of which there is only this."""
+
+    def __init__(self, name, version="1.0", *lines):
+        said = (f"Name: {name}", f"Version: {version}", *lines)
+        self.text = "\n".join(("Metadata-Version: 2.1", *said))
+
+    def read_text(self, filename):
+        return self.text if filename == "METADATA" else None
+
+    def locate_file(self, path):
+        raise FileNotFoundError(path)
+
+
+def made(*distributions):
+    return {d.name: d for d in distributions}
+
+
+def test_the_wheels_environment_holds_what_is_asked_for_and_no_more(wheel_env):
+    us = Made(
+        "us",
+        "1.0",
+        "Provides-Extra: all",
+        "Provides-Extra: some",
+        "Requires-Dist: plain>=1",
+        "Requires-Dist: other; python_version < '3'",
+        "Requires-Dist: us[some]; extra == 'all'",
+        "Requires-Dist: deep-down; extra == 'some'",
+    )
+    ring = Made("deep-down", "2.0", "Requires-Dist: us")
+    there = made(us, ring, Made("plain"), Made("other"), Made("unasked"))
+    assert set(wheel_env.required(["us"], there)) == {"us", "plain"}
+    assert set(wheel_env.required(["us[all]"], there)) == {"us", "plain", "deep-down"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("none", "asks for none, which requirements.txt does not"),
+        ("us>=2", "asks for us>=2; here is 1.0"),
+        ("us[all]", "us has no extra 'all'"),
+        ("us", "us 1.0 asks for plain, which"),
+    ],
+)
+def test_what_the_wheel_asks_for_and_is_not_there_is_an_error(wheel_env, asked, words):
+    there = made(Made("us", "1.0", "Requires-Dist: plain"))
+    with pytest.raises(wheel_env.Missing, match=words):
+        wheel_env.required([asked], there)

@@ -520,6 +520,8 @@ def run_tests(copy: Path, tests: str) -> None:
     """In a process of its own, which ends with pytest's exit code."""
     os.chdir(copy)
     sys.path.insert(0, str(copy))
+    # no plugin is needed here, and importing nbval takes longer than most of the tests
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     with open("said", "w", encoding="utf-8") as f:
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)
