@@ -106,6 +106,8 @@ def test_the_wheel_holds_what_the_chapters_need(tmp_path):
         ignore=shutil.ignore_patterns("__pycache__", "checkpoint.pt"),
     )
     (source / "hra/zoo/gpt2-tiny/checkpoint.pt").write_bytes(b"a run's, not a reader's")
+    (source / "hra/zoo/__pycache__").mkdir()
+    (source / "hra/zoo/__pycache__/zoo.cpython-311.pyc").write_bytes(b"left here")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = "pip wheel . -q --no-deps --no-build-isolation -w".split()
