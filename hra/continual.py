@@ -6,11 +6,56 @@ P0[j] that of a model trained on task j alone.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+class Task(NamedTuple):
+    """One task of a sequence: what trains the model on it, and what it then scores,
+    more being better.
+    """
+
+    name: str
+    train: Callable[[], Any]
+    score: Callable[[], float]
+
+
+def sequence(
+    tasks: Sequence[Task],
+    ahead: bool = False,
+    after: Callable[[int], Any] | None = None,
+) -> Float[Tensor, "N N"]:
+    """P: the tasks trained in turn, and after each the scores of all so far.
+
+        tuned = hra.attach(model, hra.LoRA, targets, r=8)
+        P = sequence([Task(name, partial(hra.fit, tuned, batches, 40), score), …])
+
+    What is carried from one task to the next is up to `train`. One adapter trained on,
+    as here, keeps its count of numbers and its file; with a fresh one for each task,
+    merged before the next, the numbers and the rank of the whole change grow by the
+    task. ahead: score the tasks to come too, else P is NaN above the diagonal. after:
+    called with each task's place once it is trained and scored. Raises ValueError for
+    no task, two of one name, or a score that is NaN or Inf, naming both tasks.
+    """
+    names = [t.name for t in tasks]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"tasks of different names are needed; these are {names}.")
+    P = torch.full((len(names), len(names)), float("nan"), dtype=torch.float64)
+    for i, task in enumerate(tasks):
+        task.train()
+        for j, other in enumerate(tasks if ahead else tasks[: i + 1]):
+            P[i, j] = float(other.score())
+            if not torch.isfinite(P[i, j]):
+                raise ValueError(
+                    f"the score of {other.name!r} after {task.name!r} is {P[i, j]}."
+                )
+        if after:
+            after(i)
+    return P
 
 
 class Metrics(NamedTuple):

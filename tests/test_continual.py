@@ -49,3 +49,33 @@ def test_a_number_that_is_none_is_refused():
     P[1, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN or Inf"):
         continual.metrics(P, torch.ones(2))
+
+
+def test_a_sequence_is_trained_in_turn_and_scored_after_each():
+    """A model of one number that each task moves; its score is how near it is."""
+    state, told = {"w": 0.0}, []
+    aims = {"a": 1.0, "b": 3.0, "c": 2.0}
+    tasks = [
+        continual.Task(
+            k,
+            lambda v=v: state.update(w=v),
+            lambda v=v: torch.tensor(-abs(state["w"] - v)),
+        )
+        for k, v in aims.items()
+    ]
+    whole = continual.sequence(tasks, ahead=True, after=told.append)
+    assert whole.tolist() == [[0, -2, -1], [-2, 0, -1], [-1, -1, 0]]
+    assert told == [0, 1, 2]
+    P = continual.sequence(tasks)
+    below = torch.ones(3, 3).tril() > 0
+    assert torch.equal(P[below], whole[below]) and P[~below].isnan().all()
+    assert continual.metrics(P, torch.zeros(3)) == continual.metrics(
+        whole, torch.zeros(3)
+    )
+    with pytest.raises(ValueError, match="score of 'a' after 'b' is nan"):
+        continual.sequence(
+            [tasks[0]._replace(score=lambda: state["w"] - 3 or float("nan")), tasks[1]]
+        )
+    for wrong in ([], [tasks[0], tasks[0]]):
+        with pytest.raises(ValueError, match="different names"):
+            continual.sequence(wrong)

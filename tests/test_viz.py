@@ -186,6 +186,7 @@ REFUSED = {
         "along": (2, "0 to 1"),
     },
     "paint": {"cells": ("01", "144 digits")},
+    "forgetting": {"name": ("x", "one, two"), "after": (4, "1 to 3")},
     "switch": {
         "at": (2, "0 to 1"),
         "r": (4000, "1 to 256"),
@@ -726,6 +727,60 @@ def restarted(regroup, rounds=4):
         out.append(hra.analysis.rank.spectrum(a.delta_weight().detach()).tolist())
         a.after_step(k + 1, optimizer)
     return out
+
+
+def forgetting(**kw):
+    """Three tasks, two methods, one of which was also measured ahead."""
+    nan, t = float("nan"), torch.tensor
+    P = {
+        "one": t([[0.8, nan, nan], [0.6, 0.9, nan], [0.5, 0.7, 0.6]]),
+        "two": t([[0.5, 0.1, 0.0], [0.9, 0.4, 0.2], [0.9, 0.5, 0.7]]),
+    }
+    P0 = {"one": t([0.8, 0.7, 0.7]), "two": t([0.5, 0.5, 0.5])}
+    return hra.viz.ForgettingMatrix(["a", "b", "c"], P, P0, **kw), P, P0
+
+
+@node
+def test_the_forgetting_matrix_computes_what_the_library_computes():
+    w, P, P0 = forgetting()
+    assert len(w._js_path.read_bytes()) < 10_240
+    assert len(json.dumps(w.public_state())) < 50_000
+    choices = [{"name": k, "after": n} for k in P for n in (1, 2, 3)]
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
+        w.name, w.after = k, n = choice.values()
+        f = w.facts()
+        lists = "lost", "others"
+        for key in f:
+            same = got[key] if key in lists else [got[key]]
+            assert same == pytest.approx(f[key] if key in lists else [f[key]]), choice
+        assert f["AP"] == f["others"][k]
+        if n == 1:
+            assert f["BWT"] is None and f["lost"] == [0.0] and "BWT" not in w.summary()
+        else:
+            whole = hra.continual.metrics(P[k][:n, :n], P0[k][:n])
+            assert (f["AP"], f["FWT"], f["BWT"]) == pytest.approx(whole, abs=1e-6)
+            assert f"BWT {whole.BWT:+.2f}" in w.summary()
+        assert w.fallback_figure().words() == w.summary()
+    low, high = hra.viz.forgetting.span(w.P)
+    values = [low, high, 0.45]
+    script = f"{values}.map(m.depth({json.dumps(w.P)}))"
+    assert javascript(w, script) == pytest.approx([0.0, 1.0, 0.5])
+    assert (low, high) == (0.0, 0.9)
+
+
+def test_what_is_no_forgetting_matrix_is_refused():
+    _, P, P0 = forgetting()
+    make = hra.viz.ForgettingMatrix
+    with pytest.raises(ValueError, match="3 tasks, and 2 names"):
+        make(["a", "b"], P, P0)
+    with pytest.raises(ValueError, match="P has one, two, P0 has one"):
+        make(["a", "b", "c"], P, {"one": P0["one"]})
+    broken = P["one"].clone()
+    broken[1, 0] = float("nan")
+    with pytest.raises(ValueError, match="one: P holds NaN on or below"):
+        make(["a", "b", "c"], {"one": broken}, {"one": P0["one"]})
+    with pytest.raises((ValueError, TypeError)):
+        make(["a", "b", "c"], {"one": P["one"][:2]}, {"one": P0["one"]})
 
 
 @node
@@ -1334,6 +1389,7 @@ WIDGETS = {
     "replay": lambda: replayed(),
     "paint": hra.viz.MaskPainter,
     "switch": lambda: switch()[0],
+    "forgetting": lambda: forgetting()[0],
     "sparserank": lambda: sparse(presets={"by hand": {"mask": "by hand", "r": 1}})[0],
     "bound": lambda: bound()[0],
     "subnet": lambda: subnets(presets={"by hand": {"name": "by hand"}}, name="8 × 8"),

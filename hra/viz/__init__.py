@@ -50,6 +50,7 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.SubnetExplorer({"8 × 8": score}, order="rows", sixteenths=2)
     viz.RestartExplorer({"cycle": spectra, "permute": spectra}, restarts=3)
     viz.BoundExplorer({"c_attn": (gradient, inputs)}, order="refined", at=4)
+    viz.ForgettingMatrix(names, {"LoRA": P, "FullFT": P}, {"LoRA": P0, "FullFT": P0})
 
 A prediction: the reader commits to a number or a choice, then sees the widget with the
 guess beside the answer. Once a chapter.
@@ -74,6 +75,7 @@ from hra.viz.bound import BoundExplorer
 from hra.viz.count import CountExplorer
 from hra.viz.cross import CrossTerms
 from hra.viz.draw import DrawDigit
+from hra.viz.forgetting import ForgettingMatrix
 from hra.viz.live import Panel as live
 from hra.viz.mask import MaskExplorer
 from hra.viz.operator import OperatorExplorer
@@ -101,6 +103,7 @@ __all__ = [
     "CountExplorer",
     "CrossTerms",
     "DrawDigit",
+    "ForgettingMatrix",
     "MaskExplorer",
     "MaskPainter",
     "OperatorExplorer",
