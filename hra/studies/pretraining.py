@@ -44,12 +44,15 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SETTINGS["ReLoRA, warm"] = SETTINGS["ReLoRA"]
 FROZEN, ONE = "frozen", ", one rate"  # of LOOK steps, one rate for all
-RATES = (3e-4, 1e-3, 3e-3)
+COMMON = (3e-4, 1e-3, 3e-3)
+RATES: dict[str, tuple[float, ...]] = {k: COMMON for k in SETTINGS}
+RATES |= {"LoRA": (1e-4, *COMMON), "MoRA": (*COMMON, 1e-2)}
+RATES |= {"ReMoRA cycle": (*COMMON, 1e-2)}
 FIRST: dict[str, tuple[float, ...]] = {
-    "FullFT": RATES,
+    "FullFT": COMMON,
     "LoRA": (1e-3, 3e-3, 1e-2),
-    f"FullFT{ONE}": (*RATES, 1e-2),
-    f"LoRA{ONE}": (*RATES, 1e-2),
+    f"FullFT{ONE}": (*COMMON, 1e-2),
+    f"LoRA{ONE}": (*COMMON, 1e-2),
 }
 
 
@@ -143,7 +146,7 @@ def main(study: Study) -> None:
     study.do(moby.jobs(look, [moby.TUNING], "validation", steps=LOOK))
     frozen = [(FROZEN, 0.0)]
     study.do(moby.jobs(frozen, [moby.TUNING], "validation", steps=LOOK))
-    grid = ((k, lr) for k in SETTINGS for lr in RATES)
+    grid = ((k, lr) for k in SETTINGS for lr in RATES[k])
     tuning = study.do(moby.jobs(grid, [moby.TUNING], "validation", steps=STEPS))
     chosen = choose(tuning.values(), by=["setting"])
     study.protocol(chosen, "the validation addresses, with seed 100")
