@@ -91,12 +91,8 @@ def overlap(one: localise.Subnet, two: localise.Subnet) -> float:
     return rows * cols
 
 
-def agreement(one: Tensor, two: Tensor) -> float:
-    """Spearman's rank correlation of the entries; ties in the order of the entries."""
-    return correlation(ranks(one), ranks(two))
-
-
 def ranks(score: Tensor) -> Tensor:
+    """The place of every entry in their order; ties in the order of the entries."""
     at = torch.arange(score.numel(), dtype=torch.float64)
     return torch.empty_like(at).scatter_(0, score.flatten().argsort(stable=True), at)
 
@@ -133,9 +129,9 @@ def mean(values: Iterable[float]) -> float:
 
 
 def facts(looks: dict[str, dict[str, dict[str, Tensor]]]) -> dict[str, Any]:
-    """Means over the sites: `overlap` of subnets and `agreement` of scores for every
-    two looks, of every look what the subnet holds of the score and of the squared
-    gradient, and how few entries hold 90 % of that.
+    """Means over the sites: for every two looks `overlap` of subnets and `agreement` of
+    scores (Spearman's); of every look what the subnet holds of the score and of the
+    squared gradient, and how few entries hold 90 % of that.
     """
     first = next(iter(looks.values()))
     nets = {k: {s: subnet(f["score"]) for s, f in v.items()} for k, v in looks.items()}
