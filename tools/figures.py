@@ -784,7 +784,7 @@ def subnet_step() -> Drawing:
     for x, places, family, title, under in (
         (8, every, None, "full step", "−*η* *G*"),
         (148, block, "subnet", "subnet's step", "−*η* *G* in the block"),
-        (288, rest, None, "the gap", "*η* *A*"),
+        (288, rest, None, "the gap", "−*η* *A*"),
     ):
         d.text(x + n * u / 2, top - 14, title, 15, "middle", weight=600)
         d.frozen(x, top, n * u, m * u)
