@@ -43,13 +43,15 @@ unit: .venv/.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 	$(BIN)/python tools/mutants.py
 
-# the readers' notebooks in a folder of their own, where hra is what the wheel holds
-nbval: book wheel
-	rm -rf _build/nbval
-	$(BIN)/python tools/lab.py _build/nbval
-	cp -r notebooks/conftest.py notebooks/breaks _build/nbval
-	cd _build/nbval && $(CURDIR)/$(WHEEL)/bin/python -m pytest -c /dev/null --rootdir . -q -n $(JOBS) \
-	  --dist loadfile -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore .
+# the chapters in a folder of their own, where hra is what the wheel holds; `make book` shows
+# what was executed here
+nbval: wheel
+	rm -rf _build/nbval && mkdir _build/nbval
+	cp -r notebooks/*.ipynb notebooks/conftest.py notebooks/breaks _build/nbval
+	cache=$$($(BIN)/python tools/sphinx_ext/hra_book.py . $(CURDIR)/_build) && cd _build/nbval && \
+	  HRA_EXECUTED=$$cache/nbval HRA_SITE_FILES=$$cache/hra_files \
+	  $(CURDIR)/$(WHEEL)/bin/python -m pytest -c /dev/null --rootdir . -q -n $(JOBS) --dist loadfile \
+	  -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore .
 
 wheel: .venv/.stamp
 	$(BIN)/python tools/wheel_env.py $(WHEEL)

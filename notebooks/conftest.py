@@ -5,11 +5,18 @@ text that stands in one code cell of the chapter and `put` what stands there ins
 `first` is code to run before the cell. When nbval comes to that cell, the broken one is
 run in a forked copy of the kernel, and must raise, or print something else than what is
 stored.
+
+A chapter that passes is kept as it was executed, in the folder HRA_EXECUTED: `make book`
+shows it, and does not execute it a second time.
 """
 
 import json
+import os
+import time
+from copy import deepcopy
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -56,6 +63,27 @@ def stored(cell) -> str:
     )
 
 
+def keep(path: Path, read, outputs, seconds: float) -> None:
+    """The notebook `read` with the outputs of its code cells, if they are asked for."""
+    if not (folder := os.environ.get("HRA_EXECUTED")):
+        return
+    done = deepcopy(read)
+    cells = [c for c in done.cells if c.cell_type == "code"]
+    for n, (cell, new) in enumerate(zip(cells, outputs, strict=True), 1):
+        cell.outputs, cell.execution_count = new, n
+        for output in new:
+            if output.output_type == "execute_result":
+                output.execution_count = n
+    done.metadata.hra_seconds = seconds
+    to = Path(folder) / path.name
+    to.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(done, to.with_suffix(".part"))
+    to.with_suffix(".part").replace(to)
+
+
+RAN: dict[Path, tuple[list, list[float]]] = {}  # of each file: outputs, seconds
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     if type(item).__name__ == "IPyNbCell":
@@ -76,4 +104,13 @@ def pytest_runtest_call(item):
             )
             if told["content"]["status"] != "ok":
                 item.raise_cell_error(f"A check did not notice: {broken['break']}")
-    return (yield)
+    begun = time.perf_counter()
+    result = yield
+    if type(item).__name__ == "IPyNbCell":
+        outputs, seconds = RAN.setdefault(item.path, ([], []))
+        outputs.append(item.test_outputs)
+        seconds.append(time.perf_counter() - begun)
+        read = item.parent.nb
+        if len(outputs) == sum(c.cell_type == "code" for c in read.cells):
+            keep(item.path, read, outputs, sum(seconds))
+    return result
