@@ -16,6 +16,7 @@ from hra.adapter import Adapter
 from hra.checks import no_second_derivative
 from hra.law import Law
 
+K_OF_DENSITY = "max(1, (2*density*d_out*d_in + 1)//2)"  # the nearest whole number
 # `copies_columns` below, as text: 1 if true, else 0
 COPIED = "min(1, max(0, (15 + 4*min(1, max(0, d_in - d_out)))*d_in - 20*columns))"
 

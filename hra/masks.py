@@ -9,6 +9,7 @@ that the same input gives the same mask everywhere.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,25 @@ def top_of_all(
             )
         start += S.numel()
     return made
+
+
+def given(scores: Any, W: Tensor, site: str, needs: str, how: str) -> Tensor:
+    """A site's own of `scores`, (d_out, d_in): of a dict {site: scores}, of a function
+    of (site, W), or the tensor itself for one layer. ValueError, in the words `needs`
+    and `how`, for anything else.
+    """
+    found = scores
+    if isinstance(scores, dict):
+        found = scores.get(site)
+    elif callable(scores):
+        found = scores(site, W)
+    if isinstance(found, Tensor) and found.shape == W.shape:
+        return found.detach().to(W.device)
+    got = tuple(found.shape) if isinstance(found, Tensor) else found
+    raise ValueError(
+        f"{needs} of shape {tuple(W.shape)} for {site or 'the layer'}, got "
+        f"{'none' if isinstance(scores, dict) and found is None else got}: {how}."
+    )
 
 
 def rand(d_out: int, d_in: int, count: int, generator: torch.Generator) -> Tensor:

@@ -125,6 +125,11 @@ CASES = {
     "ReLoRA": (hra.ReLoRA, {"r": 3, "every": 4, "rewarm": 2}, lambda m, n: 3 * (m + n)),
     "LoSiA": (hra.LoSiA, {"p": 0.4, "period": 2}, SUBNET),
     "LoSiAPro": (hra.LoSiAPro, {"p": 0.4, "period": 2}, SUBNET),
+    "PartialFT": (
+        hra.PartialFT,
+        {"unit": "block", "size": 4, "count": 3},
+        lambda m, n: 48,
+    ),
     "BitFit": (hra.BitFit, {}, lambda m, n: m),
     "Houlsby": (hra.Houlsby, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + m),
     "LinAdapter": (hra.LinAdapter, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + 3 * m),

@@ -259,6 +259,12 @@ MUTANTS = {
         "mask.fill_diagonal_(False)",
         "tests/test_shira.py",
     ),
+    "a block's place forgets how many stand side by side": (
+        "methods/partialft.py",
+        "of = rows[:, None] * across + cols",
+        "of = rows[:, None] + cols",
+        "tests/test_partialft.py",
+    ),
     "an index is not validated": (
         "masks.py",
         "        index[0] < 0\n        or",

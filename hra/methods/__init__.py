@@ -16,6 +16,7 @@ from hra.methods.losia import LoSiA
 from hra.methods.losiapro import LoSiAPro
 from hra.methods.mora import MoRA
 from hra.methods.nola import NOLA
+from hra.methods.partialft import PartialFT
 from hra.methods.pranc import PRANC
 from hra.methods.prefixtuning import PrefixTuning
 from hra.methods.prompttuning import PromptTuning
@@ -47,5 +48,6 @@ _ALL: tuple[type[Method], ...] = (
     ReMoRA,
     LoSiA,
     LoSiAPro,
+    PartialFT,
 )
 METHODS: dict[str, type[Method]] = {m.__name__: m for m in _ALL}

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from hra import linear, masks
 from hra.adapter import Adapter
 from hra.checks import check_choice, check_count, check_number
-from hra.entries import Entries
+from hra.entries import K_OF_DENSITY, Entries
 from hra.law import Law
 
 FORMS = ("overwrite", "hook", "delta")
-K_OF_DENSITY = "max(1, (2*density*d_out*d_in + 1)//2)"  # the nearest whole number
 
 
 class SHiRA(Entries):
@@ -105,20 +104,13 @@ class SHiRA(Entries):
         """|W|, |G| or |W G|, (d_out, d_in)."""
         if mask == "weight":
             return W.detach().abs()
-        G = gradients.get(site) if isinstance(gradients, dict) else gradients
-        if not isinstance(G, Tensor) or G.shape != W.shape:
-            given = (
-                tuple(G.shape)
-                if isinstance(G, Tensor)
-                else G
-                if not isinstance(gradients, dict)
-                else "none"
-            )
-            raise ValueError(
-                f"mask={mask!r} needs gradients of shape {tuple(W.shape)} for "
-                f"{site or 'the layer'}, got {given}: "
-                "pass gradients=hra.probe(model, batches, targets=...).mean."
-            )
+        G = masks.given(
+            gradients,
+            W,
+            site,
+            f"mask={mask!r} needs gradients",
+            "pass gradients=hra.probe(model, batches, targets=...).mean",
+        )
         return G.abs() if mask == "grad" else (W.detach() * G).abs()
 
     @classmethod
