@@ -12,7 +12,7 @@ from hra.adapter import Adapter, Method
 from hra.entries import Entries
 from hra.methods import METHODS
 from hra.model import Adapted, attach, load
-from hra.probe import Probe, probe
+from hra.probe import Probe, fisher, probe
 from hra.switch import Switch, fuse
 from hra.train import Log, fit
 
@@ -37,6 +37,7 @@ __all__ = [
     "Probe",
     "Switch",
     "attach",
+    "fisher",
     "fit",
     "fuse",
     "io",

@@ -235,6 +235,71 @@ class Entries(Adapter):
         return made
 
 
+class Ranked(Entries):
+    """The K entries of the largest scores, ranked once over all sites.
+
+    scores: {site: (d_out, d_in)}, a function of (site, W), or for one bare layer the
+    matrix itself. Budget: the share `density` of all entries, or `count` times the
+    number of sites. Raises TypeError or ValueError naming the value and the range.
+    """
+
+    data = ("scores",)
+    needs = ""  # in words, what the scores are
+    how = ""  # and where they come from
+
+    def __init__(
+        self,
+        base: nn.Module,
+        scores: Any = None,
+        density: float = 0.01,
+        count: int | None = None,
+        *,
+        shared: Tensor | None = None,
+        seed: int = 0,
+        site: str = "",
+    ) -> None:
+        Adapter.__init__(self, base, seed=seed, site=site)
+        if shared is None:
+            K = masks.budget(self.d_out, self.d_in, density, count)
+            shared = masks.top(self.score(scores, self.W0, site), K)
+        self.hold(shared)
+
+    @classmethod
+    def score(cls, scores: Any, W: Tensor, site: str) -> Tensor:
+        """What is ranked, (d_out, d_in)."""
+        return masks.given(
+            scores, W, site, f"{cls.__name__} needs {cls.needs}", cls.how
+        )
+
+    @classmethod
+    def plan(
+        cls, sites: dict[str, nn.Module], **hyper: Any
+    ) -> dict[str, dict[str, Any]]:
+        made, scores = super().plan(sites, **hyper), hyper["scores"]
+        ranked = masks.top_of_all(
+            {s: cls.score(scores, linear.weight(m), s) for s, m in sites.items()},
+            hyper["density"],
+            hyper["count"],
+        )
+        for s, index in ranked.items():
+            made[s] |= {"shared": index, "scores": None}
+        return made
+
+    @classmethod
+    def law(
+        cls,
+        adapter: Any = None,
+        sizes: Mapping[str, int | str] | None = None,
+        count: int | None = None,
+        **given: Any,
+    ) -> Law:
+        """A mask that no one has drawn yet is taken to have the site's own share, and
+        to touch as many columns as it can.
+        """
+        K = K_OF_DENSITY if count is None else count
+        return super().law(adapter, sizes or {"K": K, "columns": "min(K, d_in)"})
+
+
 def _loaded(adapter: Entries, keys: Any) -> None:
     """`load_state_dict` is through with the adapter and its base."""
     adapter.set_aside()

@@ -5,7 +5,7 @@ from.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hra import linear
 from hra.adapter import Adapter
-from hra.checks import or_undo
+from hra.checks import check_choice, or_undo
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Probe:
 
     mean: dict[str, Tensor]
     squared: dict[str, Tensor]
+
+
+Losses = Callable[[Any], Iterable[tuple[Any, Tensor]]]  # output → (weight, loss)
 
 
 def probe(
@@ -43,6 +46,70 @@ def probe(
     made trainable, the modules' modes, gradients and flags are left as they were, also
     after an error. Raises ValueError when nothing matches or there is no batch.
     """
+    return _probe(model, batches, targets, progress, lambda out: [(1.0, out.loss)])
+
+
+def fisher(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    targets: str = "",
+    form: str = "label",
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """The diagonal of Fisher's information of the layers that `targets` names, {site:
+    (d_out, d_in)}, example by example whatever the batches' size (Sung et al., 2021).
+
+        form="label"     F = mean over x of (∂ log p(y | x) / ∂W)², y the label
+        form="expect"    F = mean over x of Σ_y p(y | x) (∂ log p(y | x) / ∂W)²
+
+    The first is the empirical one; log p is minus the model's loss, which for a
+    language model is a mean over the tokens. The second needs a pass for every class
+    and no label; it is for models whose logits are (batch, classes). Squares of a
+    batch's mean gradient (`probe(...).squared`) are another thing unless a batch is one
+    example. Raises what `probe` raises, ValueError for another form, and for "expect"
+    where the logits are of another shape.
+    """
+    check_choice("form", form, ("label", "expect"))
+    losses: Losses = _classes if form == "expect" else lambda out: [(1.0, out.loss)]
+    return _probe(model, _examples(batches), targets, progress, losses).squared
+
+
+def _examples(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Each example as a batch of its own."""
+    for batch in batches:
+        sizes = {v.shape[0] for v in batch.values() if _rows(v)}
+        if len(sizes) != 1:
+            raise ValueError(
+                "a batch is cut into examples along its tensors' first axis, and here "
+                f"the lengths are {sorted(sizes) or 'none'}; one length is needed."
+            )
+        for i in range(sizes.pop()):
+            yield {k: v[i : i + 1] if _rows(v) else v for k, v in batch.items()}
+
+
+def _rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _classes(out: Any) -> Iterator[tuple[Any, Tensor]]:
+    """(p(y | x), −log p(y | x)) of every class y."""
+    if out.logits.ndim != 2:
+        raise ValueError(
+            "form='expect' sums over the classes of one label an example, and this "
+            f"model's logits are {tuple(out.logits.shape)}: use form='label'."
+        )
+    log_p = out.logits[0].log_softmax(-1)
+    for y in range(len(log_p)):
+        yield log_p[y].detach().exp(), -log_p[y]
+
+
+def _probe(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    targets: str,
+    progress: bool,
+    losses: Losses,
+) -> Probe:
     from tqdm import tqdm
 
     found = watched(model, targets)
@@ -84,16 +151,16 @@ def probe(
             m.register_forward_hook(hooks[s])
         quiet = not (progress and sys.stderr.isatty())
         for batch in tqdm(batches, desc="probe", disable=quiet, leave=False):
-            batch_sum.clear()
-            loss = model(**batch).loss
-            loss.backward()
-            for s in found:
-                if s not in batch_sum:
-                    raise ValueError(
-                        f"no gradient reached {s}: the loss does not depend on it."
-                    )
-                total[s] += batch_sum[s]
-                squared[s] += batch_sum[s] ** 2
+            for weight, loss in losses(model(**batch)):
+                batch_sum.clear()
+                loss.backward(retain_graph=losses is _classes)
+                for s in found:
+                    if s not in batch_sum:
+                        raise ValueError(
+                            f"no gradient reached {s}: the loss does not depend on it."
+                        )
+                    total[s] += weight * batch_sum[s]
+                    squared[s] += weight * batch_sum[s] ** 2
             count += 1
         if not count:
             raise ValueError("there is no batch to probe with.")

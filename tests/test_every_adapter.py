@@ -5,6 +5,7 @@ weight layouts. A new method is one line in CASES.
 import itertools
 
 import pytest
+import torch
 
 import hra
 from hra import testing
@@ -31,6 +32,12 @@ def r_hat(m, n, r, half_up=False, even=False):
 def SUBNET(m, n):
     """p = 2/5 of the outputs and of the inputs."""
     return (2 * m // 5) * (2 * n // 5)
+
+
+def SCORES(site, W):
+    """What a mask is made from, for any layer: positive, no two alike, not drawn."""
+    k = torch.arange(W.numel(), dtype=torch.float64) + len(site)
+    return (1e4 * (k + 1).sin()).sin().abs().reshape(W.shape)
 
 
 # name: (class, hyperparameters, how many numbers train at a d_out × d_in layer)
@@ -129,6 +136,17 @@ CASES = {
         hra.PartialFT,
         {"unit": "block", "size": 4, "count": 3},
         lambda m, n: 48,
+    ),
+    "FISH": (
+        hra.FISH,
+        {"scores": SCORES, "density": 0.2},
+        lambda m, n: round(0.2 * m * n),
+    ),
+    "LTSFT": (hra.LTSFT, {"scores": SCORES, "count": 40}, lambda m, n: 40),
+    "RoSA": (
+        hra.RoSA,
+        {"scores": SCORES, "r": 3, "density": 0.1},
+        lambda m, n: 3 * (m + n) + round(0.1 * m * n),
     ),
     "BitFit": (hra.BitFit, {}, lambda m, n: m),
     "Houlsby": (hra.Houlsby, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + m),

@@ -265,6 +265,18 @@ MUTANTS = {
         "of = rows[:, None] + cols",
         "tests/test_partialft.py",
     ),
+    "Fisher's squares are taken of a batch's mean": (
+        "probe.py",
+        "_probe(model, _examples(batches), targets",
+        "_probe(model, batches, targets",
+        "tests/test_relatives.py",
+    ),
+    "RoSA scales its sparse part like the low-rank one": (
+        "methods/rosa.py",
+        "        del self.alpha  #",
+        "        pass  #",
+        "tests/test_relatives.py",
+    ),
     "an index is not validated": (
         "masks.py",
         "        index[0] < 0\n        or",

@@ -6,6 +6,7 @@ from hra.adapter import Method
 from hra.methods.asylora import AsyLoRA
 from hra.methods.bitfit import BitFit
 from hra.methods.dora import DoRA
+from hra.methods.fish import FISH
 from hra.methods.fullft import FullFT
 from hra.methods.houlsby import Houlsby
 from hra.methods.linadapter import LinAdapter
@@ -14,6 +15,7 @@ from hra.methods.lorafa import LoRAFA
 from hra.methods.loraplus import LoRAPlus
 from hra.methods.losia import LoSiA
 from hra.methods.losiapro import LoSiAPro
+from hra.methods.ltsft import LTSFT
 from hra.methods.mora import MoRA
 from hra.methods.nola import NOLA
 from hra.methods.partialft import PartialFT
@@ -22,6 +24,7 @@ from hra.methods.prefixtuning import PrefixTuning
 from hra.methods.prompttuning import PromptTuning
 from hra.methods.relora import ReLoRA
 from hra.methods.remora import ReMoRA
+from hra.methods.rosa import RoSA
 from hra.methods.rslora import RsLoRA
 from hra.methods.shira import SHiRA
 from hra.methods.vera import VeRA
@@ -49,5 +52,8 @@ _ALL: tuple[type[Method], ...] = (
     LoSiA,
     LoSiAPro,
     PartialFT,
+    FISH,
+    LTSFT,
+    RoSA,
 )
 METHODS: dict[str, type[Method]] = {m.__name__: m for m in _ALL}
