@@ -1,6 +1,6 @@
-"""Study: GPT-2 tiny memorises pairs of UUIDs. Full fine-tuning; LoRA, MoRA with each
-operator and SHiRA at equal trained numbers; LoRA of a higher rank, and with both
-factors drawn.
+"""Study: GPT-2 tiny memorises pairs of UUIDs. Full fine-tuning; LoRA, DoRA, MoRA with
+each operator and SHiRA at equal trained numbers; LoRA of a higher rank, with either
+scale, with larger scales, and with both factors drawn.
 
     python -m hra.studies.uuid_pairs           # or: make experiments NAME=uuid_pairs
 
@@ -10,6 +10,7 @@ pairs of seed 100, which no reported run uses, have the shortest code after the 
 step; there are five seeds at it. The pairs, the batches and the start depend on the
 seed. `MAIN` pairs for every setting; with seed 0 also, at the rate chosen for `MAIN`,
 the other numbers of `PAIRS` for those of `FEW`, and `LONG` steps for the first of them.
+`TUNED_ONLY`, a still larger α, has tuning runs alone.
 
 `curve`: step, exact match, characters of the 32 hexadecimal digits decoded greedily
 (chance: `hra.data.tasks.UUID_CHANCE`), bits of all values. Also of the whole change:
@@ -34,11 +35,16 @@ from hra.studies.study import Study, choose
 SEEDS, BATCH, EVERY = (0, 1, 2, 3, 4), 16, 50
 MAIN, PAIRS = 64, (16, 64, 128)
 STEPS, LONG = 200, 600
+TUNED_ONLY = "LoRA r=8, α=1024"
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "FullFT": ("FullFT", {}),
     "LoRA r=8": ("LoRA", {"r": 8}),
     "LoRA r=8, B drawn": ("LoRA", {"r": 8}),
+    "LoRA r=8, α=256": ("LoRA", {"r": 8, "alpha": 256}),
+    TUNED_ONLY: ("LoRA", {"r": 8, "alpha": 1024}),
     "LoRA r=64": ("LoRA", {"r": 64}),
+    "rsLoRA r=64": ("RsLoRA", {"r": 64}),
+    "DoRA r=8": ("DoRA", {"r": 8}),
     "MoRA sharing": ("MoRA", {"r": 8, "operator": "sharing"}),
     "MoRA truncation": ("MoRA", {"r": 8, "operator": "truncation"}),
     "MoRA decoupling": ("MoRA", {"r": 8, "operator": "decoupling", "fold": True}),
@@ -52,6 +58,11 @@ RATES |= {
     for o in ("truncation", "decoupling", "rotation")
 }
 RATES |= {"FullFT": (3e-4, 1e-3, 3e-3, 1e-2), "SHiRA": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)}
+RATES |= {
+    "rsLoRA r=64": (3e-4, 1e-3, 3e-3, 1e-2),
+    "LoRA r=8, α=256": (3e-4, 1e-3, 3e-3),
+}
+RATES |= {TUNED_ONLY: (1e-4, 3e-4, 1e-3), "DoRA r=8": (1e-3, 3e-3, 1e-2, 3e-2)}
 SETTING = {"batch": BATCH, "every": EVERY, "targets": moby.ALL}
 
 
@@ -145,7 +156,8 @@ def main(study: Study) -> None:
     study.protocol(chosen, f"{MAIN} pairs of seed 100, which no reported run uses")
     best = {c["setting"]: c["best"] for c in chosen}
     study.note(lr=best)
-    study.do(jobs(best.items(), SEEDS))
+    told = [(k, lr) for k, lr in best.items() if k != TUNED_ONLY]
+    study.do(jobs(told, SEEDS))
     few = [(k, best[k]) for k in FEW]
     study.do(jobs(few[:1], SEEDS[:1], steps=LONG))
     for pairs in PAIRS:
