@@ -45,6 +45,7 @@ class Method(nn.Module):
     note = ""  # of one adapter, for the table that `attach` prints
     start_tolerance = 0.0  # how far from the pretrained model it may start (rms)
     data: tuple[str, ...] = ()  # arguments that are data: no file holds them
+    wide: tuple[str, ...] = ()  # buffers in float32 or wider, as what trains is
 
     def __init__(self, *, seed: int = 0, site: str = "") -> None:
         super().__init__()
@@ -226,6 +227,7 @@ class Method(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """`.to(dtype)` changes the base; what trains stays in float32 or wider."""
+        wide = {n: self.get_buffer(n) for n in self.wide}
         kept = {
             n: (p.data, p.grad)
             for n, p in self.named_parameters()
@@ -240,6 +242,10 @@ class Method(nn.Module):
                 continue
             p.data = data.to(p.device, dtype)
             p.grad = None if grad is None else grad.to(p.device, dtype)
+        for n, old in wide.items():
+            now = self.get_buffer(n)
+            dtype = torch.promote_types(now.dtype, WIDE)
+            setattr(self, n, (now if old.is_meta else old).to(now.device, dtype))
         return self
 
 
@@ -417,6 +423,16 @@ def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) ->
     return torch.empty(shape, dtype=torch.float32).uniform_(
         -bound, bound, generator=generator
     )
+
+
+def mean_of_processes(G: Tensor) -> Tensor:
+    """Where several processes train (DDP), all see the gradient of the whole batch."""
+    dist = torch.distributed
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        G = G.clone()
+        dist.all_reduce(G)
+        G /= dist.get_world_size()
+    return G
 
 
 def forget(optimizer: torch.optim.Optimizer, *params: Tensor) -> None:

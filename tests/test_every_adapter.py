@@ -148,6 +148,17 @@ CASES = {
         {"scores": SCORES, "r": 3, "density": 0.1},
         lambda m, n: 3 * (m + n) + round(0.1 * m * n),
     ),
+    "SpIEL": (
+        hra.SpIEL,
+        {"density": 0.2, "every": 3, "gamma": 2},
+        lambda m, n: round(0.2 * m * n),
+    ),
+    "SpIEL-MA": (
+        hra.SpIEL,
+        {"count": 40, "grow": "MA", "every": 3, "gamma": 1},
+        lambda m, n: 40,
+    ),
+    "SoRA": (hra.SoRA, {"r": 4}, lambda m, n: 4 * (m + n + 1)),
     "BitFit": (hra.BitFit, {}, lambda m, n: m),
     "Houlsby": (hra.Houlsby, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + m),
     "LinAdapter": (hra.LinAdapter, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + 3 * m),

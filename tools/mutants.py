@@ -277,6 +277,24 @@ MUTANTS = {
         "        pass  #",
         "tests/test_relatives.py",
     ),
+    "SpIEL's moments stay where they were when entries move": (
+        "methods/spiel.py",
+        "                remap(s, begins.get(name, 0.0))\n",
+        "                pass\n",
+        "tests/test_spiel.py",
+    ),
+    "SpIEL drops the strongest": (
+        "methods/spiel.py",
+        ".abs().argsort(stable=True)",
+        ".abs().neg().argsort(stable=True)",
+        "tests/test_spiel.py",
+    ),
+    "SoRA's threshold is the released one": (
+        "methods/sora.py",
+        "self.g.copy_(F.softshrink(self.g, self.xi))",
+        "self.g.copy_(F.hardshrink(F.softshrink(self.g, self.xi), self.xi))",
+        "tests/test_sora.py",
+    ),
     "an index is not validated": (
         "masks.py",
         "        index[0] < 0\n        or",

@@ -27,6 +27,8 @@ from hra.methods.remora import ReMoRA
 from hra.methods.rosa import RoSA
 from hra.methods.rslora import RsLoRA
 from hra.methods.shira import SHiRA
+from hra.methods.sora import SoRA
+from hra.methods.spiel import SpIEL
 from hra.methods.vera import VeRA
 
 _ALL: tuple[type[Method], ...] = (
@@ -55,5 +57,7 @@ _ALL: tuple[type[Method], ...] = (
     FISH,
     LTSFT,
     RoSA,
+    SpIEL,
+    SoRA,
 )
 METHODS: dict[str, type[Method]] = {m.__name__: m for m in _ALL}

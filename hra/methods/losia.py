@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hra import linear, localise, masks, sparse
-from hra.adapter import WIDE, Adapter, forget
+from hra.adapter import Adapter, forget, mean_of_processes
 from hra.checks import check_bool, check_choice, check_count, check_number
 from hra.entries import digest
 from hra.law import Law
@@ -64,6 +64,7 @@ class LoSiA(Adapter):
 
     family = "subnet"
     phases = ("", "slot")
+    wide = ("past", "mean", "spread", "seen", "held")
     W_S: Float[Tensor, "m n"]
     rows: Int[Tensor, " m"]  # Y_S, sorted
     cols: Int[Tensor, " n"]  # X_S, sorted
@@ -222,7 +223,7 @@ class LoSiA(Adapter):
     @torch.no_grad()
     def record(self) -> None:
         """Ī and Ū take in the gradient of the step that is over."""
-        G, block = _mean_of_processes(self.seen), (self.rows[:, None], self.cols)
+        G, block = mean_of_processes(self.seen), (self.rows[:, None], self.cols)
         own, grad = G[block].norm(), self.W_S.grad
         if grad is not None and own > 0 and grad.any():  # as the optimizer had it
             G = G * (grad.norm() / own)
@@ -368,17 +369,6 @@ class LoSiA(Adapter):
             if old.shape != tensors[name].shape:
                 setattr(self, name, old.new_zeros(tensors[name].shape))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """`.to(dtype)` leaves what is learnt and watched in float32 or wider."""
-        wide = ("past", "mean", "spread", "seen", "held")
-        before = {n: self.get_buffer(n) for n in wide}
-        super()._apply(fn, recurse)
-        for n, old in before.items():
-            now = self.get_buffer(n)
-            dtype = torch.promote_types(now.dtype, WIDE)
-            setattr(self, n, (now if old.is_meta else old).to(now.device, dtype))
-        return self
-
     @classmethod
     def schema(cls, shape: tuple[int, ...], hyper: dict[str, Any]) -> dict[str, Any]:
         lines: tuple[int | None, int | None] = None, None
@@ -493,15 +483,6 @@ def _checked(
     if int(inside.sum()) != sizes[0] * sizes[1]:
         raise ValueError("the subnet is not among the entries.")
     return union[~inside], rows, cols
-
-
-def _mean_of_processes(G: Tensor) -> Tensor:
-    """Where several processes train (DDP), all see the gradient of the whole batch."""
-    dist = torch.distributed
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(G)
-        G /= dist.get_world_size()
-    return G
 
 
 def _loaded(adapter: LoSiA, keys: Any) -> None:
