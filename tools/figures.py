@@ -847,12 +847,46 @@ def subnet_moves() -> Drawing:
     return d
 
 
+def both_factors() -> Drawing:
+    d = Drawing(
+        "both-factors",
+        268,
+        "What a step of A and a step of B move in LoRA",
+        "From left to right: the input x, a tall column of n numbers; the factor A; "
+        "the r numbers Ax; the factor B; the output y. Below A: a step of A moves each "
+        "number of Ax by the rate of A times the sum of the n absolute values of x. "
+        "Below B: a step of B moves each output by s times the rate of B times the "
+        "sum of the r absolute values of Ax.",
+    )
+    u, top = 13, 34
+    d.box(20, top, u, 10 * u, None, 0.2)
+    d.text(26, top - 10, "*x*", 16, "middle")
+    d.line((40, top + 65), (66, top + 65), arrow=True)
+    d.box(74, top + 52, 10 * u, 2 * u, "lowrank", 0.35)
+    d.text(139, top + 71, "*A*", 17, "middle")
+    d.line((210, top + 65), (234, top + 65), arrow=True)
+    d.box(242, top + 52, u, 2 * u, None, 0.2)
+    d.text(248, top + 44, "*Ax*", 16, "middle")
+    d.line((262, top + 65), (284, top + 65), arrow=True)
+    d.box(292, top, 2 * u, 10 * u, "lowrank", 0.6)
+    d.text(305, top + 71, "*B*", 17, "middle")
+    d.line((324, top + 65), (346, top + 65), arrow=True)
+    d.box(354, top, u, 10 * u, None, 0.2)
+    d.text(360, top - 10, "*y*", 16, "middle")
+    y = top + 10 * u + 26
+    d.text(8, y, "a step of *A* moves *Ax* by *η*_{A}‖*x*‖_{1}:", 14, weight=600)
+    d.text(8, y + 20, "*n* numbers add up", 14)
+    d.text(8, y + 48, "a step of *B* moves *y* by *s η*_{B}‖*Ax*‖_{1}:", 14, weight=600)
+    d.text(8, y + 68, "*r* numbers add up", 14)
+    return d
+
+
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
     made += [factors(), *(holds(kind) for kind in HOLDS), first_step()]
     made += [masks_drawing(), overwrite(), two_adapters(), uuid_pair(), rounds()]
-    made += [subnet_step(), subnet_moves()]
+    made += [both_factors(), subnet_step(), subnet_moves()]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 
