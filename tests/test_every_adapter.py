@@ -161,6 +161,11 @@ CASES = {
     "SoRA": (hra.SoRA, {"r": 4}, lambda m, n: 4 * (m + n + 1)),
     "BitFit": (hra.BitFit, {}, lambda m, n: m),
     "Houlsby": (hra.Houlsby, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + m),
+    "SparseAdapter": (
+        hra.SparseAdapter,
+        {"r": 8, "keep": 0.5},
+        lambda m, n: 8 * m + 8 + m,
+    ),
     "LinAdapter": (hra.LinAdapter, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + 3 * m),
 }
 

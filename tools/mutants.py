@@ -295,6 +295,12 @@ MUTANTS = {
         "self.g.copy_(F.hardshrink(F.softshrink(self.g, self.xi), self.xi))",
         "tests/test_sora.py",
     ),
+    "scores that rank nothing prune an adapter": (
+        "methods/sparseadapter.py",
+        "if not S.any():",
+        "if False:",
+        "tests/test_sparseadapter.py",
+    ),
     "an index is not validated": (
         "masks.py",
         "        index[0] < 0\n        or",

@@ -28,6 +28,7 @@ from hra.methods.rosa import RoSA
 from hra.methods.rslora import RsLoRA
 from hra.methods.shira import SHiRA
 from hra.methods.sora import SoRA
+from hra.methods.sparseadapter import SparseAdapter
 from hra.methods.spiel import SpIEL
 from hra.methods.vera import VeRA
 
@@ -59,5 +60,6 @@ _ALL: tuple[type[Method], ...] = (
     RoSA,
     SpIEL,
     SoRA,
+    SparseAdapter,
 )
 METHODS: dict[str, type[Method]] = {m.__name__: m for m in _ALL}

@@ -53,13 +53,17 @@ class Houlsby(Adapter):
         self.b_d = self.new_parameter(r)
         self.b_u = self.new_parameter(self.d_out)
 
+    def weights(
+        self,
+    ) -> tuple[Float[Tensor, "r {self.d_out}"], Float[Tensor, "{self.d_out} r"]]:
+        """(W_d, W_u) in the layer's dtype."""
+        return self.like_base(self.W_d), self.like_base(self.W_u)
+
     def forward(
         self, x: Float[Tensor, "*tokens {self.d_in}"]
     ) -> Float[Tensor, "*tokens {self.d_out}"]:
-        h = self.base(x)
-        W_d, b_d, W_u, b_u = map(
-            self.like_base, (self.W_d, self.b_d, self.W_u, self.b_u)
-        )
+        h, (W_d, W_u) = self.base(x), self.weights()
+        b_d, b_u = self.like_base(self.b_d), self.like_base(self.b_u)
         return h + F.linear(F.gelu(F.linear(h, W_d, b_d)), W_u, b_u)
 
     @classmethod
