@@ -208,6 +208,14 @@ REFUSED = {
         "order": ("best", "independent, rows, columns, refined, exact"),
         "sixteenths": (17, "1 to 16"),
     },
+    "slots": {
+        "period": (0, "1 to 100"),
+        "layers": (34, "1 to 33"),
+        "steps": (4000, "1 to 3000"),
+        "at": (0, "1 to 3000"),
+        "schedule": ("fixed", "async, sync"),
+        "warmup": (2.0, "0 to 1"),
+    },
     "panel": {
         "r": (4000, "1 to 64"),
         "density": (0.9, "0.001 to 0.316"),
@@ -866,6 +874,58 @@ def test_the_subnet_explorer_refuses_what_is_no_score():
     assert scaled.scores == {"x": [[9999, 5000], [0, 2500]]}
 
 
+@node
+def test_the_slot_timeline_is_the_schedule_of_losia():
+    w = hra.viz.SlotTimeline(period=5, layers=3, steps=17, warmup=0.0)
+    assert w.facts() == {
+        **{"moves": [1, 1, 1], "never": [], "enough": 15},
+        **{"watching": [1], "warming": []},
+    }
+    assert len(w._js_path.read_bytes()) < 10_240
+    choices = [
+        {"period": T, "layers": L, "steps": N, "at": at, "schedule": s, "warmup": u}
+        for T, L, N, s, u in (
+            *((5, 3, 17, "async", 0.0), (5, 3, 40, "sync", 0.0)),
+            *((4, 2, 30, "async", 0.3), (7, 1, 20, "async", 0.1)),
+            *((5, 3, 9, "async", 0.1), (5, 3, 4, "sync", 0.1)),
+        )
+        for at in (1, 6, 7, 10, 11, 16, 99)
+    ]
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
+        for name, value in choice.items():
+            setattr(w, name, value)
+        assert got == w.facts(), choice
+        assert f"{len(got['never'])} blocks never" in w.summary()
+    assert w.fallback_figure().words() == w.summary()
+
+
+@pytest.mark.parametrize("schedule", ["async", "sync"])
+def test_losia_keeps_the_timeline(schedule):
+    """Adapters driven through a run do in each step what the widget says."""
+    T, L, N = 4, 3, 31
+    w = hra.viz.SlotTimeline(period=T, layers=L, steps=N, schedule=schedule, warmup=0.2)
+    names = tuple("abc")
+    run = {"period": T, "schedule": schedule, "blocks": names, "warmup": 0.2}
+    blocks = [hra.LoSiA(torch.nn.Linear(4, 4), 0.5, slot=i, **run) for i in range(L)]
+    opt = torch.optim.SGD([p for a in blocks for p in a.parameters()], lr=0.0)
+    for a in blocks:
+        a.begin(N)
+    for step in range(N):
+        w.at = step + 1
+        f = w.facts()
+        assert f["watching"] == [i + 1 for i, a in enumerate(blocks) if a.observing()]
+        rates = {i + 1: round(a.rate(step), 4) for i, a in enumerate(blocks)}
+        assert f["warming"] == [[i, r] for i, r in rates.items() if r < 1]
+        for a in blocks:
+            a.observe(torch.rand(4, 4))
+            a.after_step(step + 1, opt)
+    assert f["moves"] == [int(a.counts[1]) for a in blocks]
+    short = hra.viz.SlotTimeline(period=T, layers=L, steps=9, schedule="async")
+    assert short.facts()["never"] == [3] and short.facts()["enough"] == 12
+    with pytest.raises(ValueError, match=r"^c: 1 of 3 blocks .* after 12,"):
+        hra.LoSiA(torch.nn.Linear(4, 4), 0.5, T, blocks=names).begin(9)
+
+
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_the_switch_explorer_does_not_contradict_the_record(threads):
     record = hra.studies.record("switch")
@@ -1120,6 +1180,9 @@ def test_a_table_of_a_mapping_and_its_refusals():
         caption="Bits",
     )
     assert table.cells[1:] == [["LoRA r=8", "2.04 ± 0.01"], ["FullFT", "1.90 ± 0.10"]]
+    form = {"setting": None, "gap": "+.1f"}
+    signed = hra.viz.table([["a", (0.5, 0.1)]], form, caption="A sign")
+    assert signed.cells[1] == ["a", "+0.5 ± 0.1"]
     with pytest.raises(ValueError, match="'a' has 2 cells for 3 columns"):
         hra.viz.table([["a", 1]], ["x", "y", "z"], caption="c")
     with pytest.raises(ValueError, match="caption"):
@@ -1393,6 +1456,7 @@ WIDGETS = {
     "sparserank": lambda: sparse(presets={"by hand": {"mask": "by hand", "r": 1}})[0],
     "bound": lambda: bound()[0],
     "subnet": lambda: subnets(presets={"by hand": {"name": "by hand"}}, name="8 × 8"),
+    "slots": lambda: hra.viz.SlotTimeline(caption="Whose turn it is"),
 }
 
 

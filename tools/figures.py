@@ -881,12 +881,47 @@ def both_factors() -> Drawing:
     return d
 
 
+# Slots of LoSiA ------------------------------------------------------------------------
+
+
+def slots() -> Drawing:
+    d = Drawing(
+        "slots",
+        214,
+        "Slots: one block after the other watches, moves and re-warms",
+        "Three blocks, each a row, over four slots of T steps. Block 1 watches in the "
+        "first slot, block 2 in the second, block 3 in the third, block 1 again in the "
+        "fourth. At the end of its slot a block's subnet moves, and in the T steps "
+        "after that its learning rate rises to where the others are. Every block "
+        "trains in every step.",
+    )
+    left, wide, high = 70, 80, 46
+    for k in range(4):
+        d.text(left + wide * (k + 0.5), 20, f"slot {k + 1}", 14, "middle")
+    for b in range(3):
+        y = 32 + high * b
+        d.text(8, y + 24, f"block {b + 1}", 14)
+        d.line((left, y + 34), (left + 4 * wide, y + 34), family="subnet", width=3)
+        for k in range(b, 4, 3):
+            x = left + wide * k
+            d.box(x, y, wide, 24, "subnet", 0.5)
+            d.text(x + wide / 2, y + 17, "watches", 13, "middle")
+            if k < 3:
+                end = x + wide
+                d.line((end, y + 24), (end + wide, y + 13), family="subnet", dash="4 3")
+                d.text(end + 6, y + 9, "re-warms", 13)
+    d.line((left, 180), (left + wide, 180), family=None)
+    d.text(left + wide / 2, 197, "*T* steps", 13, "middle")
+    d.text(left + wide + 14, 185, "line below: trains, in every step", 13)
+    return d
+
+
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
     made += [factors(), *(holds(kind) for kind in HOLDS), first_step()]
     made += [masks_drawing(), overwrite(), two_adapters(), uuid_pair(), rounds()]
-    made += [both_factors(), subnet_step(), subnet_moves()]
+    made += [both_factors(), subnet_step(), subnet_moves(), slots()]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 

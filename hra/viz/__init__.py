@@ -51,6 +51,7 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.RestartExplorer({"cycle": spectra, "permute": spectra}, restarts=3)
     viz.BoundExplorer({"c_attn": (gradient, inputs)}, order="refined", at=4)
     viz.ForgettingMatrix(names, {"LoRA": P, "FullFT": P}, {"LoRA": P0, "FullFT": P0})
+    viz.SlotTimeline(period=20, layers=6, steps=240)
 
 A prediction: the reader commits to a number or a choice, then sees the widget with the
 guess beside the answer. Once a chapter.
@@ -85,6 +86,7 @@ from hra.viz.plots import bills, intervals, plot_log
 from hra.viz.rank import RankSlider
 from hra.viz.replay import Replay, replay
 from hra.viz.restart import RestartExplorer
+from hra.viz.slots import SlotTimeline
 from hra.viz.sparserank import SparseRank
 from hra.viz.static import StaticWidget, prediction
 from hra.viz.step import StepSize
@@ -110,6 +112,7 @@ __all__ = [
     "RankSlider",
     "Replay",
     "RestartExplorer",
+    "SlotTimeline",
     "SparseRank",
     "StaticWidget",
     "StepSize",

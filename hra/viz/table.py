@@ -122,7 +122,8 @@ def _text(cell: Any, form: str | Callable[[Any], str] | None) -> str:
     if callable(form):
         return form(cell)
     if isinstance(cell, tuple) and len(cell) == 2:
-        return " ± ".join(_text(part, form or ".2f") for part in cell)
+        form = form or ".2f"  # a sign is the mean's
+        return f"{_text(cell[0], form)} ± {_text(cell[1], form.replace('+', ''))}"
     if isinstance(cell, str) or isinstance(cell, bool):
         return str(cell)
     if form:
