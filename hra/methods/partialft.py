@@ -113,8 +113,11 @@ class PartialFT(Entries):
         d_in: int | None = None,
         **given: Any,
     ) -> Law:
-        """Without an adapter or a shape: units that no edge cuts."""
-        if adapter is None and d_out and d_in and given["chosen"] is None:
+        """Without an adapter or a shape: units that no edge cuts. Of rows and columns
+        the law is exact; entries and blocks are drawn to be counted.
+        """
+        drawn = unit in ("entry", "block") and given["chosen"] is None
+        if adapter is None and d_out and d_in and drawn:
             layer = torch.nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False)
             own = {k: v for k, v in given.items() if k not in ("phase", "grad")}
             adapter = cls(layer, unit, count=count, **own)
