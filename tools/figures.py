@@ -916,12 +916,53 @@ def slots() -> Drawing:
     return d
 
 
+# One task after another ---------------------------------------------------------------
+
+
+def sequence() -> Drawing:
+    d = Drawing(
+        "sequence",
+        318,
+        "One adapter trained on through three tasks, and one adapter for each",
+        "Above: the frozen weight with one adapter, which is trained on task 1, then "
+        "trained on with task 2, then with task 3; after each task all tasks so far "
+        "are asked, which fills one row of the matrix P up to its diagonal. Below: "
+        "the same frozen weight with three adapters, each trained on its own task "
+        "from the start and switched by the task that is asked; they give P0.",
+    )
+    d.text(8, 20, "One adapter, trained on", 15, weight=600)
+    d.text(8, 186, "Separate adapters, switched", 15, weight=600)
+    for k in range(3):
+        x, colour = 8 + 100 * k, "lowrank"
+        d.frozen(x, 34, 44, 58)
+        d.box(x + 48, 34, 10, 58, colour, 0.25 + 0.25 * k)
+        d.text(x + 29, 112, f"task {k + 1}", 13, "middle")
+        if k < 2:
+            d.line((x + 64, 63), (x + 96, 63), arrow=True)
+        for j in range(k + 1):
+            d.box(x + 4 + 18 * j, 124, 16, 16, colour, 0.75 if j == k else 0.25)
+        d.text(x + 29, 158, f"row {k + 1} of *P*", 13, "middle")
+    d.text(302, 58, "later tasks", 13)
+    d.text(302, 76, "move the same", 13)
+    d.text(302, 94, "numbers", 13)
+    d.frozen(8, 200, 44, 58)
+    for k in range(3):
+        x = 108 + 66 * k
+        d.box(x, 200, 10, 58, "lowrank", 0.75)
+        d.text(x + 5, 276, f"task {k + 1}", 13, "middle")
+        d.line((x - 8, 229), (58 if k == 0 else x - 44, 229), arrow=k == 0, dash="3 3")
+    d.text(302, 224, "none moves", 13)
+    d.text(302, 242, "another: *P*0", 13)
+    d.legend(306, ("frozen", "frozen", 70), ("lowrank", "trained", 70))
+    return d
+
+
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
     made += [factors(), *(holds(kind) for kind in HOLDS), first_step()]
     made += [masks_drawing(), overwrite(), two_adapters(), uuid_pair(), rounds()]
-    made += [both_factors(), subnet_step(), subnet_moves(), slots()]
+    made += [both_factors(), subnet_step(), subnet_moves(), slots(), sequence()]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 
