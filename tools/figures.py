@@ -957,12 +957,88 @@ def sequence() -> Drawing:
     return d
 
 
+# An image as tokens -------------------------------------------------------------------
+
+
+def patches() -> Drawing:
+    d = Drawing(
+        "patches",
+        404,
+        "A quarter turn before the blocks, and a subnet inside them",
+        "Above: an image in four patches of two by two pixels, with a stroke on its "
+        "left side, and the same image after a quarter turn. Patch 1 with its pixels "
+        "a, b, c, d has moved to the place of patch 3, and its pixels have moved "
+        "inside it: b, d, a, c. The patch embedding, which reads them, is frozen. "
+        "Below: the tokens, a row of d_in numbers for each patch and one for the class "
+        "token, go through a frozen weight whose entries at the subnet's rows and "
+        "columns are trained. LoSiA-Pro keeps the subnet's columns of the tokens, "
+        "LoSiA all of them.",
+    )
+    d.text(8, 18, "A quarter turn moves patches, and pixels in them", 15, weight=600)
+    u, top = 26, 34
+    before = "abefcdghijmnklop"
+    grid = [list(before[4 * i : 4 * i + 4]) for i in range(4)]
+    turned = [[grid[j][3 - i] for j in range(4)] for i in range(4)]
+    for x, letters in ((36, grid), (256, turned)):
+        for i, row in enumerate(letters):
+            for j, letter in enumerate(row):
+                stroke = letter in "acik"
+                d.box(x + j * u, top + i * u, u, u, None, 0.3 if stroke else 0, 0.6, 0)
+                first = letter in "abcd"
+                d.text(
+                    x + j * u + u / 2,
+                    top + i * u + 18,
+                    letter,
+                    14,
+                    "middle",
+                    weight=700 if first else 400,
+                )
+        for i in (0, 2):
+            for j in (0, 2):
+                d.box(x + j * u, top + i * u, 2 * u, 2 * u, None, 0, 2, 0)
+    d.line((158, top + 52), (236, top + 52), arrow=True)
+    d.text(197, top + 42, "turned", 14, "middle")
+    for x in (88, 308):
+        d.line((x, 144), (x, 172), arrow=True)
+    y = 176
+    d.frozen(36, y, 324, 28)
+    d.plate(120, y + 3, 156, 22)
+    d.text(198, y + 19, "patch embedding", 14, "middle")
+    d.text(8, 240, "Inside a block", 15, weight=600)
+    top, w = 272, 12
+    rows, columns, outputs = 5, 8, 6
+    kept, chosen = (1, 4, 6), (0, 2, 5)
+    d.box(60, top, columns * w, rows * w, None, 0, 1, 0)
+    d.cells(60, top, w, [(i, j) for i in range(rows) for j in kept], "subnet", 2)
+    d.text(60 + columns * w / 2, top - 8, "*d*_{in} numbers", 13, "middle")
+    d.text(54, top + 12, "class", 13, "end")
+    d.text(54, top + 40, "patches", 13, "end")
+    d.text(60 + columns * w / 2, top + rows * w + 20, "kept by Pro", 13, "middle")
+    d.line((166, top + 34), (194, top + 34), arrow=True)
+    d.frozen(204, top, columns * w, outputs * w)
+    d.cells(204, top, w, [(i, j) for i in chosen for j in kept], "subnet", 2)
+    d.text(204 + columns * w / 2, top - 8, "weight", 13, "middle")
+    d.text(252, top + outputs * w + 20, "*W*_{S} trained", 13, "middle")
+    d.line((308, top + 34), (334, top + 34), arrow=True)
+    d.box(344, top, outputs * 6, rows * w, None, 0.06, 1, 0)
+    d.text(362, top - 8, "outputs", 13, "middle")
+    d.legend(392, ("frozen", "frozen", 70), ("subnet", "trained, kept", 100))
+    return d
+
+
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
     made += [factors(), *(holds(kind) for kind in HOLDS), first_step()]
     made += [masks_drawing(), overwrite(), two_adapters(), uuid_pair(), rounds()]
-    made += [both_factors(), subnet_step(), subnet_moves(), slots(), sequence()]
+    made += [
+        both_factors(),
+        subnet_step(),
+        subnet_moves(),
+        slots(),
+        sequence(),
+        patches(),
+    ]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 
