@@ -227,6 +227,18 @@ def small():
     yield presets._vit(d, 2, h, 2 * d, 16, 49, 10), vit(), "layers.*(_proj|fc)", batch
 
 
+def from_the_top(site, W):
+    """Scores by which every layer trains its first rows, and so touches each column."""
+    return 1 - torch.arange(W.numel()).view(W.shape) / W.numel()
+
+
+# a bill without a model counts as many columns as the entries can touch
+FULL_ROWS = {
+    m: {"density": 1 / 8, "scores": from_the_top}
+    for m in (hra.FISH, hra.LTSFT, hra.RoSA)
+} | {hra.SpIEL: {"density": 1 / 2}, hra.SparseAdapter: {"r": 8}}
+
+
 @pytest.mark.parametrize("which", range(4))
 @pytest.mark.parametrize("method", [None, *LAYERWISE])
 def test_a_preset_of_a_small_model_is_what_is_measured(which, method):
@@ -238,6 +250,7 @@ def test_a_preset_of_a_small_model_is_what_is_measured(which, method):
         return
     hyper = {"mask": "struct", "every": 5} if method is hra.SHiRA else {}
     hyper |= {"m": 10} if method is hra.PRANC else {}
+    hyper |= FULL_ROWS.get(method, {})
     tuned = hra.attach(model, method, targets=places, **hyper) if method else model
     bill = presets.of_preset("it", preset, method, "all", tokens, "fp32", 2, hyper)
     assert bill == memory.predict(tuned, batch) == memory.measure(tuned, batch)
