@@ -63,12 +63,12 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "LoSiA": ("LoSiA", {"period": STEPS // 6}),  # a slot for each of six blocks
 }
 DENSITY = {"text": 1 / 18, "digits": 7 / 64}  # LoRA's share of the weights
-RATES: dict[str, dict[str, tuple[float, ...]]] = {
-    "digits": dict.fromkeys(SETTINGS, (3e-4, 1e-3, 3e-3))
-    | {"FullFT": (3e-5, 1e-4, 3e-4), "SHiRA": (1e-3, 3e-3, 1e-2)},
-    "text": dict.fromkeys(SETTINGS, (1e-3, 3e-3, 1e-2))
-    | {"FullFT": (3e-4, 1e-3, 3e-3), "SHiRA": (3e-3, 1e-2, 3e-2)},
-}
+Rates = dict[str, tuple[float, ...]]
+ON_DIGITS: Rates = {k: (3e-4, 1e-3, 3e-3) for k in SETTINGS}
+ON_DIGITS |= {"FullFT": (3e-5, 1e-4, 3e-4), "SHiRA": (1e-3, 3e-3, 1e-2)}
+ON_TEXT: Rates = {k: (1e-3, 3e-3, 1e-2) for k in SETTINGS}
+ON_TEXT |= {"FullFT": (3e-4, 1e-3, 3e-3), "SHiRA": (3e-3, 1e-2, 3e-2)}
+RATES: dict[str, Rates] = {"digits": ON_DIGITS, "text": ON_TEXT}
 WIDER = 2  # rates that a grid may grow by
 SETTING = {"steps": STEPS, "sizes": SIZES, "batch": BATCH, "asked": ASKED, "top": TOP}
 
