@@ -45,7 +45,7 @@ PARTS = {  # of a bill
     "activations": "#6272a8",
 }
 BASELINES = ("before", "chance", "random")  # what is no method, but is compared with
-MARKERS, DASHES = "osD^vX<P>*", ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":")
+MARKERS, DASHES = "osD^vX<P>*ph", ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":")
 
 
 class Picture(Figure):
