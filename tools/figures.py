@@ -942,17 +942,17 @@ def sequence() -> Drawing:
         for j in range(k + 1):
             d.box(x + 4 + 18 * j, 124, 16, 16, colour, 0.75 if j == k else 0.25)
         d.text(x + 29, 158, f"row {k + 1} of *P*", 13, "middle")
-    d.text(302, 58, "later tasks", 13)
-    d.text(302, 76, "move the same", 13)
-    d.text(302, 94, "numbers", 13)
+    d.text(296, 58, "later tasks", 12)
+    d.text(296, 76, "move the same", 12)
+    d.text(296, 94, "numbers", 12)
     d.frozen(8, 200, 44, 58)
     for k in range(3):
         x = 108 + 66 * k
         d.box(x, 200, 10, 58, "lowrank", 0.75)
         d.text(x + 5, 276, f"task {k + 1}", 13, "middle")
         d.line((x - 8, 229), (58 if k == 0 else x - 44, 229), arrow=k == 0, dash="3 3")
-    d.text(302, 224, "none moves", 13)
-    d.text(302, 242, "another: *P*0", 13)
+    d.text(296, 224, "none moves", 12)
+    d.text(296, 242, "another: *P*0", 12)
     d.legend(306, ("frozen", "frozen", 70), ("lowrank", "trained", 70))
     return d
 
@@ -974,7 +974,7 @@ def patches() -> Drawing:
         "columns are trained. LoSiA-Pro keeps the subnet's columns of the tokens, "
         "LoSiA all of them.",
     )
-    d.text(8, 18, "A quarter turn moves patches, and pixels in them", 15, weight=600)
+    d.text(8, 18, "A turn moves patches, and pixels in them", 15, weight=600)
     u, top = 26, 34
     before = "abefcdghijmnklop"
     grid = [list(before[4 * i : 4 * i + 4]) for i in range(4)]
