@@ -942,17 +942,17 @@ def sequence() -> Drawing:
         for j in range(k + 1):
             d.box(x + 4 + 18 * j, 124, 16, 16, colour, 0.75 if j == k else 0.25)
         d.text(x + 29, 158, f"row {k + 1} of *P*", 13, "middle")
-    d.text(296, 58, "later tasks", 12)
-    d.text(296, 76, "move the same", 12)
-    d.text(296, 94, "numbers", 12)
+    d.text(296, 58, "later tasks", 13)
+    d.text(296, 76, "move the", 13)
+    d.text(296, 94, "same numbers", 13)
     d.frozen(8, 200, 44, 58)
     for k in range(3):
         x = 108 + 66 * k
         d.box(x, 200, 10, 58, "lowrank", 0.75)
         d.text(x + 5, 276, f"task {k + 1}", 13, "middle")
         d.line((x - 8, 229), (58 if k == 0 else x - 44, 229), arrow=k == 0, dash="3 3")
-    d.text(296, 224, "none moves", 12)
-    d.text(296, 242, "another: *P*0", 12)
+    d.text(296, 224, "none moves", 13)
+    d.text(296, 242, "another: *P*0", 13)
     d.legend(306, ("frozen", "frozen", 70), ("lowrank", "trained", 70))
     return d
 
