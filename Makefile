@@ -50,7 +50,7 @@ nbval: wheel
 	cp -r notebooks/*.ipynb notebooks/conftest.py notebooks/breaks _build/nbval
 	cache=$$($(BIN)/python tools/sphinx_ext/hra_book.py . $(CURDIR)/_build) && cd _build/nbval && \
 	  HRA_EXECUTED=$$cache/nbval HRA_SITE_FILES=$$cache/hra_files \
-	  $(CURDIR)/$(WHEEL)/bin/python -m pytest -c /dev/null --rootdir . -q -n $(JOBS) --dist loadfile \
+	  $(CURDIR)/$(WHEEL)/bin/python -m pytest -c /dev/null --rootdir . -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore .
 
 wheel: .venv/.stamp
@@ -61,9 +61,10 @@ lab: book
 	$(BIN)/python tools/lab.py _build/lab --site ../html/ --keep
 	JUPYTER_CONFIG_PATH=$(CURDIR)/tools/jupyter $(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR)/_build --LabApp.default_url=/lab/tree/lab/$(CHAPTER).ipynb
 
+# both at a time: in JupyterLab one core waits for the other
 site: book
-	$(BIN)/python tools/check_site.py
-	$(BIN)/python tools/check_lab.py
+	$(BIN)/python tools/check_lab.py & lab=$$!; $(BIN)/python tools/check_site.py; \
+	  site=$$?; wait $$lab && exit $$site
 
 lab-all: book
 	$(BIN)/python tools/check_lab.py --all

@@ -196,35 +196,31 @@ def test_the_page_says_what_predict_says_of_the_presets_own_model(dtype, untyped
         tuned.detach()
 
 
-def small():
-    """(preset, model, places, batch) of three models small enough to run."""
+def small(which):
+    """(preset, model, places, batch) of one of four models small enough to run."""
     from tests.test_memory import gpt2, llama, text, vit
 
     d, h, f, V = 48, 4, 80, 300
-    sites = {n: (d, d) for n in "qkvo"} | {"gate": (f, d), "up": (f, d), "down": (d, f)}
-    letters = {"d": d, "h": h, "D": d // h, "f": f, "V": V}
-    for g in (4, 2):
-        for n in "kv":
-            sites = sites | {n: (g * d // h, d)}
+    if which < 2:
+        g = (4, 2)[which]
+        sites = {n: (d, d) for n in "qo"} | {n: (g * d // h, d) for n in "kv"}
+        sites |= {"gate": (f, d), "up": (f, d), "down": (d, f)}
         one = presets.Preset(
             2,
-            sites,
+            {n: sites[n] for n in ("q", "k", "v", "o", "gate", "up", "down")},
             2 * V * d + 5 * d,
             32,
             blocks.llama(),
-            letters | {"g": g},
+            {"d": d, "h": h, "D": d // h, "f": f, "V": V, "g": g},
             bias=False,
             buffers=d // h,
         )
-        yield one, llama(g), "layers.*_proj", text()
-    yield (
-        presets._gpt2(d, 3, h, V, 64),
-        gpt2(n_positions=64),
-        "c_attn|c_proj|c_fc",
-        text(),
-    )
+        return one, llama(g), "layers.*_proj", text()
+    if which == 2:
+        one = presets._gpt2(d, 3, h, V, 64)
+        return one, gpt2(n_positions=64), "c_attn|c_proj|c_fc", text()
     batch = {"pixel_values": torch.ones(2, 1, 28, 28), "labels": torch.tensor([1, 2])}
-    yield presets._vit(d, 2, h, 2 * d, 16, 49, 10), vit(), "layers.*(_proj|fc)", batch
+    return presets._vit(d, 2, h, 2 * d, 16, 49, 10), vit(), "layers.*(_proj|fc)", batch
 
 
 def from_the_top(site, W):
@@ -242,7 +238,7 @@ FULL_ROWS = {
 @pytest.mark.parametrize("which", range(4))
 @pytest.mark.parametrize("method", [None, *LAYERWISE])
 def test_a_preset_of_a_small_model_is_what_is_measured(which, method):
-    preset, model, places, batch = list(small())[which]
+    preset, model, places, batch = small(which)
     tokens = 64 if which < 3 else 34
     if method is hra.BitFit and not preset.bias:
         with pytest.raises(ValueError, match="the linear layers of it have none"):
