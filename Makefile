@@ -83,6 +83,7 @@ bench: .venv/.stamp
 	$(BIN)/python -m benchmarks.switch
 	$(BIN)/python -m benchmarks.mora
 	$(BIN)/python -m benchmarks.losia
+	$(BIN)/python -m benchmarks.latency
 
 serve: book
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html

@@ -24,7 +24,7 @@ import hra
 from hra.studies import moby
 from hra.studies.study import Study, choose
 
-SEEDS, STEPS, BATCH, CONTEXT, N = (0, 1, 2, 3, 4), 80, 4, 128, 54
+SEEDS, STEPS, BATCH, CONTEXT, N = (0, 1, 2, 3, 4), 60, 4, 128, 54
 ROOM = CONTEXT - N  # what the prompt leaves of the context
 LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 # setting: method, its numbers, where it stands, the first learning rates
@@ -33,7 +33,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str, tuple[float, ...]]] = {
     "BitFit": ("BitFit", {}, moby.ALL, LADDER[3:6]),
     "Houlsby": ("Houlsby", {"r": 2}, r"attn\.c_proj|mlp\.c_proj", LADDER[4:7]),
     "LinAdapter": ("LinAdapter", {"r": 3}, r"mlp\.c_proj", LADDER[3:6]),
-    "prefix": ("PrefixTuning", {"n": 5}, "", LADDER[4:9]),
+    "prefix": ("PrefixTuning", {"n": 5}, "", LADDER[5:9]),
     "prefix by an MLP": ("PrefixTuning", {"n": 5, "hidden": 512}, "", LADDER[2:5]),
     "prompt": ("PromptTuning", {"n": N}, "", LADDER[2:7]),
 }
