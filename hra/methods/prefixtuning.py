@@ -82,7 +82,10 @@ class PrefixTuning(WholeModel):
         from transformers import DynamicCache
 
         kwargs, rows, _, seen = self.inputs(model, args, kwargs)
-        if model.training and getattr(model, "is_gradient_checkpointing", False):
+        # transformers' own question is asked by another name in every version
+        if model.training and any(
+            getattr(m, "gradient_checkpointing", False) for m in model.modules()
+        ):
             raise ValueError(
                 "gradient checkpointing drops the key/value cache, in which the prefix "
                 "lives: turn it off (model.gradient_checkpointing_disable())."
