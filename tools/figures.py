@@ -1026,6 +1026,59 @@ def patches() -> Drawing:
     return d
 
 
+def few_numbers() -> Drawing:
+    d = Drawing(
+        "few-numbers",
+        326,
+        "What VeRA, NOLA and PRANC draw from a seed, and what they train",
+        "Three rows. VeRA: a trained column b, one number per output, in front of a "
+        "drawn tall matrix B; a trained column d, in front of a drawn wide matrix A; "
+        "the model has one A and one B. NOLA: trained coefficients beta in front of a "
+        "stack of drawn tall matrices, trained coefficients alpha in front of a stack "
+        "of drawn wide matrices. PRANC: trained coefficients c, one vector for the "
+        "model, in front of a stack of drawn matrices as large as the weight.",
+    )
+
+    def stack(x, y, w, h):
+        for k in (2, 1, 0):
+            d.plate(x + 6 * k, y - 6 * k, w, h)
+            d.frozen(x + 6 * k, y - 6 * k, w, h)
+
+    def row(y, title, *lines):
+        d.text(226, y + 14, title, 15, weight=600)
+        for k, line in enumerate(lines, 1):
+            d.text(226, y + 14 + 20 * k, line, 14)
+
+    y = 24
+    d.box(16, y, 10, 66, "lowrank", 0.6)
+    d.text(21, y - 8, "*b*", 15, "middle")
+    d.frozen(36, y, 34, 66)
+    d.text(53, y - 8, "*B*", 15, "middle")
+    d.box(90, y, 10, 34, "lowrank", 0.6)
+    d.text(95, y - 8, "*d*", 15, "middle")
+    d.frozen(110, y, 66, 34)
+    d.text(143, y - 8, "*A*", 15, "middle")
+    row(y, "VeRA", "one *A*, *B* for the model", "*b*, *d* for each layer")
+    y = 136
+    d.box(16, y, 10, 34, "lowrank", 0.6)
+    d.text(21, y - 8, "*β*", 15, "middle")
+    stack(36, y, 18, 66)
+    d.text(50, y - 20, "*B*_{j}", 15, "middle")
+    d.box(90, y, 10, 34, "lowrank", 0.6)
+    d.text(95, y - 8, "*α*", 15, "middle")
+    stack(110, y, 66, 18)
+    d.text(152, y - 20, "*A*_{i}", 15, "middle")
+    row(y, "NOLA", "*A*_{i}, *B*_{j} for each layer", "*α*, *β* for each layer")
+    y = 246
+    d.box(16, y, 10, 34, "lowrank", 0.6)
+    d.text(21, y - 8, "*c*", 15, "middle")
+    stack(36, y - 10, 66, 50)
+    d.text(76, y - 30, "*Θ*_{i}", 15, "middle")
+    row(y - 14, "PRANC", "*Θ*_{i} as large as the weight", "one *c* for the model")
+    d.legend(316, ("frozen", "drawn from a seed", 134), ("lowrank", "trained", 66))
+    return d
+
+
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
@@ -1033,6 +1086,7 @@ def drawings() -> dict[str, str]:
     made += [masks_drawing(), overwrite(), two_adapters(), uuid_pair(), rounds()]
     made += [
         both_factors(),
+        few_numbers(),
         subnet_step(),
         subnet_moves(),
         slots(),
