@@ -28,7 +28,12 @@ book: .venv/.stamp
 	$(BIN)/python tools/lab.py _build/html/_sources/notebooks
 	@echo "The book: file://$(CURDIR)/_build/html/index.html   (or: make serve)"
 
-test: lint unit nbval site
+# the wheel is built while mypy reads; what takes all cores comes one after the other
+test: .venv/.stamp
+	$(MAKE) -j 2 -O lint wheel
+	$(MAKE) unit
+	$(MAKE) nbval -o wheel
+	$(MAKE) site
 
 lint: .venv/.stamp
 	$(BIN)/ruff format --check .
@@ -40,7 +45,7 @@ attack: .venv/.stamp
 	$(BIN)/python tools/attack.py
 
 unit: .venv/.stamp
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 20
 	$(BIN)/python tools/mutants.py
 
 # the chapters in a folder of their own, where hra is what the wheel holds; `make book` shows
@@ -51,7 +56,7 @@ nbval: wheel
 	cache=$$($(BIN)/python tools/sphinx_ext/hra_book.py . $(CURDIR)/_build) && cd _build/nbval && \
 	  HRA_EXECUTED=$$cache/nbval HRA_SITE_FILES=$$cache/hra_files \
 	  $(CURDIR)/$(WHEEL)/bin/python -m pytest -c /dev/null --rootdir . -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
-	  -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore .
+	  -p no:cacheprovider --nbval --nbval-cell-timeout=300 -W ignore --durations 20 .
 
 wheel: .venv/.stamp
 	$(BIN)/python tools/wheel_env.py $(WHEEL)

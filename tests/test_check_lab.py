@@ -1,4 +1,6 @@
-"""tools/check_lab.py passes a sound notebook, and sees what is broken in another."""
+"""tools/check_lab.py sees what is broken in a notebook; that it passes sound ones,
+`make site` shows.
+"""
 
 import importlib.util
 import os
@@ -11,14 +13,14 @@ import pytest
 
 TOOLS = Path(__file__).parents[1] / "tools"
 WIDGET = "import torch\nfrom hra import viz\nviz.RankSlider(torch.eye(6), r=2)"
-PANEL = """\
+STUCK = """\
 import itertools, types, torch
 from hra import viz
 
 class Toy(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = torch.nn.Linear(8, 8)
+        self.layer = torch.nn.Linear(4, 4)  # its batches have 8 columns
 
     def forward(self, x):
         return types.SimpleNamespace(loss=self.layer(x).square().mean())
@@ -26,7 +28,6 @@ class Toy(torch.nn.Module):
 x = torch.ones(2, 8)
 viz.live(Toy, lambda: itertools.repeat({"x": x}), lambda m: m(x).loss.item(),
          viz.RankSlider(torch.eye(4)), targets={"all": "layer"}, steps=10**6)"""
-STUCK = PANEL.replace("(8, 8)", "(4, 4)")  # its batches have 8 columns
 # the module of a live widget no longer takes its name in the page (base.js, enlist)
 NAMELESS = """\
 from hra import viz
@@ -41,10 +42,7 @@ import sys
 from IPython.display import HTML
 print("a warning", file=sys.stderr)
 HTML("<script>console.error('ours')</script><img src='http://elsewhere.invalid/x'>")"""
-MADE = {
-    "sound": [WIDGET, PANEL],
-    "broken": [NAMELESS, UNBOUND, LOUD, WIDGET, STUCK, "1 / 0"],
-}
+BROKEN = [NAMELESS, UNBOUND, LOUD, WIDGET, STUCK, "1 / 0"]
 SEEN = (
     "broken: cell 2: stderr: a warning",
     "broken: cell 5: ZeroDivisionError: division by zero",
@@ -77,11 +75,10 @@ def test_what_is_broken_is_seen(check_lab, tmp_path, monkeypatch):
 
     def write(folder, *_):
         folder.mkdir()
-        for name, sources in MADE.items():
-            cells = [nbformat.v4.new_code_cell(s) for s in sources]
-            nb = nbformat.v4.new_notebook(cells=cells)
-            nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-            nbformat.write(nb, folder / f"{name}.ipynb")
+        cells = [nbformat.v4.new_code_cell(s) for s in BROKEN]
+        nb = nbformat.v4.new_notebook(cells=cells)
+        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(nb, folder / "broken.ipynb")
 
     monkeypatch.setattr(check_lab.lab, "write", write)
     with sync_playwright() as p:
@@ -90,8 +87,6 @@ def test_what_is_broken_is_seen(check_lab, tmp_path, monkeypatch):
         )
         jupyter = check_lab.Lab(tmp_path, browser)
         try:
-            assert check_lab.check(jupyter, "sound", browser, None, True) == []
-            assert jupyter.outside == []
             bad = check_lab.check(jupyter, "broken", browser, None, True)
         finally:
             jupyter.close()

@@ -1,9 +1,12 @@
 """The rules of the built pages: each finds the fault that it is for, and no other."""
 
+import functools
+import http.server
 import importlib.util
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -162,6 +165,42 @@ def test_a_pad_is_moved_by_keyboard(page, says, moves, fault):
     found = []
     site.check_pad(page, page.locator(".hra-two"), found.append, 300)
     assert len(found) == bool(fault) and all(f.startswith(fault) for f in found)
+
+
+DIM = (
+    "<!doctype html><html lang=en data-theme=light><title>x</title><style>"
+    "[data-theme=dark]{background:#121212;color:#ddd}[data-theme=dark] .dim{color:#333}"
+    "</style><main><article><h1>8. Title</h1><p>Words, <span class=dim>dim in the dark"
+    "</span></p><div class=hra-widget><input type=range max=10 value=3>"
+    "<p role=status>The slider says nothing</p></div></article></main></html>"
+)
+
+
+def test_a_page_is_opened_from_a_server_and_from_disk(page, tmp_path):
+    (tmp_path / "08_title.html").write_text(DIM)
+    serve = functools.partial(site.Quiet, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    served, disk, axe = [], [], site.load_axe()
+    try:
+        for base, bad in (
+            (f"http://127.0.0.1:{server.server_port}/", served),
+            (f"{tmp_path.as_uri()}/", disk),
+        ):
+            args = page.context, base, "08_title.html", bad, None, axe, None
+            assert site.check_page(*args) == 1
+    finally:
+        server.shutdown()
+        server.server_close()
+    by_key = "08_title.html: a slider does nothing by keyboard"
+    assert disk == [by_key]
+    assert {by_key, by_key.replace("keyboard", "mouse")} <= set(served)
+    held = [re.search(r"axe, (\w+): ([\w-]+)", text) for text in served]
+    found = {m.groups() for m in held if m}
+    assert ("dark", "color-contrast") in found
+    assert ("light", "color-contrast") not in found
+    # a rule that knows no colours is held once
+    assert ("light", "label") in found and ("dark", "label") not in found
 
 
 def test_the_number_is_that_of_the_file(page):

@@ -203,19 +203,19 @@ MUTANTS = {
         "memory/timeline.py",
         "kept.clear()",
         "kept",
-        "tests/test_memory.py",
+        "tests/test_memory.py::test_a_step_that_adds_up_two_batches_holds_the_bill_and_no_step_holds_more",
     ),
     "a tensor that two operations keep is counted twice": (
         "memory/blocks.py",
         "        elif tensor in self.noted:\n            return\n",
         "",
-        "tests/test_memory.py",
+        "tests/test_memory.py::test_ordinary_fine_tuning_of_everything_is_predicted",
     ),
     "RMSNorm's input is kept in the model's numbers": (
         "memory/blocks.py",
         'wide = {"x in fp32": "4", "1/rms": "4"}',
         "wide = {}",
-        "tests/test_memory.py",
+        "tests/test_memory.py::test_whatever_trains_of_a_model_its_bill_is_predicted",
     ),
     "measuring adds to the gradients that are there": (
         "memory/measure.py",
@@ -305,7 +305,7 @@ MUTANTS = {
         "masks.py",
         "        index[0] < 0\n        or",
         "        False and",
-        "tests/test_shira.py",
+        "tests/test_shira.py::test_bad_indices_are_refused",
     ),
     "SHiRA forgets that Conv1D is stored transposed": (
         "sparse.py",
@@ -463,7 +463,7 @@ MUTANTS = {
         "studies/study.py",
         '_field(r, value) - other[r["seed"]]',
         "_field(r, value) - next(iter(other.values()))",
-        "tests/test_studies.py",
+        "tests/test_studies.py::test_paired_differences_on_a_hand_example",
     ),
     "the cross terms forget what one adapter does alone": (
         "analysis/orthogonality.py",
@@ -517,13 +517,13 @@ MUTANTS = {
         "viz/pad.js",
         "+ a * (u[i] - old[i]) + b * (v[i] - old[i])",
         "+ a * (u[i] - old[i])",
-        "tests/test_two_adapters.py",
+        "tests/test_two_adapters.py::test_the_page_adds_both_changes_up",
     ),
     "the page's cross terms are matrix products": (
         "viz/cross.js",
         "cross: both.map((p, i) => p - alone[i])",
         "cross: product.slice(0, 4)",
-        "tests/test_two_adapters.py",
+        "tests/test_two_adapters.py::test_the_page_computes_the_cross_terms_of_the_library",
     ),
     "the tail of the singular values begins one late": (
         "analysis/bounds.py",
