@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import math
 import re
 import shutil
 import sys
@@ -1079,6 +1080,35 @@ def few_numbers() -> Drawing:
     return d
 
 
+def turn_and_length() -> Drawing:
+    d = Drawing(
+        "turn-and-length",
+        262,
+        "A change of a row, taken apart into length and turn",
+        "Two arrows from one point: the row w before training, of length c, and the "
+        "row w prime after it, longer and turned. The change is the arrow between "
+        "their tips. Below, a bar as long as the squared size of the change, in two "
+        "pieces: the square of the change in length, which DoRA trains by m, and a "
+        "part for the turn, which it trains by B and A.",
+    )
+    start, old, new = (24, 176), (176, 128), (190, 34)
+    d.line(start, old, arrow=True, width=2)
+    d.line(start, new, arrow=True, family="lowrank", width=2)
+    d.line(old, new, arrow=True, dash="5 4")
+    d.text(122, 172, "*w*, length *c*", 14)
+    d.text(72, 84, "*w′*, length *c′*", 14, "middle")
+    d.text(194, 86, "the change *w′* − *w*", 14)
+    c, longer = math.dist(start, old), math.dist(start, new)
+    part = 384 * (longer - c) ** 2 / math.dist(old, new) ** 2
+    d.box(8, 202, part, 22, "lowrank", 0.6)
+    d.box(8 + part, 202, 384 - part, 22, "lowrank", 0.2)
+    d.text(8 + part / 2, 218, "(*c′* − *c*)²", 14, "middle")
+    d.text(200 + part / 2, 218, "2 *c c′* (1 − cos)", 14, "middle")
+    d.text(8, 246, "magnitude: *m*", 14, weight=600)
+    d.text(12 + part, 246, "direction: *B* and *A*", 14, weight=600)
+    return d
+
+
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
@@ -1093,6 +1123,7 @@ def drawings() -> dict[str, str]:
         sequence(),
         patches(),
     ]
+    made += [turn_and_length()]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 
