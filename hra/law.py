@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+SLICE = "x[:, X_S]"
+
 
 @dataclass(frozen=True)
 class Law:
@@ -22,7 +24,8 @@ class Law:
     token; `once`: kept whatever their number.
 
     An activation named "x" is the layer's input: layers that read one tensor keep it
-    once. "y" is its output: the next operation may keep it anyway.
+    once, as they do with its columns `SLICE`. "y" is its output: the next operation may
+    keep it anyway.
 
     A subclass's law is its parent's with `dataclasses.replace`; see `Restart.law`.
     """

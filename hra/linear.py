@@ -235,6 +235,26 @@ def sites(model: nn.Module, targets: str) -> dict[str, nn.Module]:
     }
 
 
+# layers of one module that read one input, as public models call them
+_READERS = re.compile(
+    r"(?:(q|k|v|query|key|value)|(gate|up|w1|w3|wi_0|wi_1))(?:_?proj|_?lin)?"
+)
+
+
+def siblings(sites: dict[str, nn.Module]) -> list[list[str]]:
+    """Sites that read one input, as far as names tell: two or more layers of one
+    module, of one d_in, for queries, keys and values (q_proj, query, q_lin, …) or for
+    the gate of an MLP and what it opens (gate_proj, up_proj, w1, w3, …).
+    """
+    found: dict[Any, list[str]] = {}
+    for site, layer in sites.items():
+        parent, _, name = site.rpartition(".")
+        if kind := _READERS.fullmatch(name):
+            key = parent, kind.lastindex, weight(layer).shape[1]
+            found.setdefault(key, []).append(site)
+    return [group for group in found.values() if len(group) > 1]
+
+
 Holders = dict[int, list[tuple[str, Any, Any]]]
 
 

@@ -69,6 +69,34 @@ def best(score: Float[Tensor, "d_out d_in"], m: int, n: int) -> Subnet:
     return refine(score, *max(found, key=lambda s: captured(score, *s)))
 
 
+def together(scores: list[Tensor], m: list[int], n: int) -> tuple[list[Tensor], Tensor]:
+    """(rows of each, columns of all) for layers that read one input: columns of the
+    largest sum over all layers, rows as `best` has them for these columns; greedy in
+    both orders, the better one refined.
+    """
+
+    def rows_for(cols: Tensor) -> list[Tensor]:
+        return [masks.top(S[:, cols].sum(1), k) for S, k in zip(scores, m, strict=True)]
+
+    def cols_for(rows: list[Tensor]) -> Tensor:
+        inside = [S[r].sum(0) for S, r in zip(scores, rows, strict=True)]
+        return masks.top(torch.stack(inside).sum(0), n)
+
+    def sum_of(found: tuple[list[Tensor], Tensor]) -> float:
+        each = zip(scores, found[0], strict=True)
+        return sum(captured(S, rows, found[1]) for S, rows in each)
+
+    rows = [masks.top(S.sum(1), k) for S, k in zip(scores, m, strict=True)]
+    cols = cols_for([torch.arange(len(S), device=S.device) for S in scores])
+    found = max((rows, cols_for(rows)), (rows_for(cols), cols), key=sum_of)
+    while True:
+        cols = cols_for(found[0])
+        now = rows_for(cols), cols
+        if not sum_of(now) > sum_of(found):
+            return found
+        found = now
+
+
 def exact(score: Float[Tensor, "d_out d_in"], m: int, n: int) -> Subnet:
     """The best of all, by trying every choice of the shorter side's lines. ValueError
     if there are more than a million.

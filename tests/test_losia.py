@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 import hra
 from hra import linear, localise, memory
 from hra.methods.losia import block_of, importance
+from tests import test_memory
 
 BOTH = pytest.mark.parametrize("method", [hra.LoSiA, hra.LoSiAPro])
 
@@ -738,6 +739,274 @@ def test_the_weight_put_back_before_the_backward_pass_is_noticed():
     tuned.detach()
     with pytest.raises(RuntimeError, match="was put back"):
         loss.backward()
+
+
+# ---- one X_S for layers that read one input
+
+
+class Heads(nn.Module):
+    """Two blocks; queries, keys and values are three layers that read one x."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"q_proj": 12, "k_proj": 20, "v_proj": 12, "o_proj": 12}
+        self.h = nn.ModuleList(
+            nn.ModuleDict({n: nn.Linear(12, d) for n, d in sizes.items()})
+            for _ in range(2)
+        )
+        self.double()
+
+    def forward(self, x):
+        for b in self.h:
+            k = b["k_proj"](x).tanh()[..., 4:16]
+            x = x + b["o_proj"](b["q_proj"](x).tanh() * k + b["v_proj"](x))
+        return x
+
+
+def heads(method=hra.LoSiAPro, period=3, shared=True):
+    tuned = hra.attach(Heads(), method, p=0.25, period=period, shared=shared)
+    return tuned, [[tuned.adapters[f"h.{i}.{n}_proj"] for n in "qkvo"] for i in (0, 1)]
+
+
+def one_place(q, k, v, o):
+    assert torch.equal(q.cols, k.cols) and torch.equal(q.cols, v.cols)
+    assert not torch.equal(q.rows, v.rows) and not torch.equal(q.cols, o.cols)
+
+
+def test_siblings_move_to_one_place_and_pro_gathers_once(monkeypatch):
+    """Over three moves of each layer; bit for bit what three slices give."""
+    losia, found, made = hra.methods.losia, [], []
+    gather = losia.columns
+    monkeypatch.setattr(losia, "columns", lambda *a: made.append(a) or gather(*a))
+    for method, anew in (
+        (hra.LoSiA, False),
+        (hra.LoSiAPro, False),
+        (hra.LoSiAPro, True),
+    ):
+        if anew:
+            monkeypatch.setattr(losia.Siblings, "columns", lambda self, *a: gather(*a))
+        tuned, blocks = heads(method)
+        places = [blocks[0][0].cols.clone()]
+
+        def check(*_, blocks=blocks):
+            for b in blocks:
+                one_place(*b)
+
+        events = run(tuned, 18, 0.05, 0.01, before=check)
+        places.append(blocks[0][0].cols)
+        assert len(events) == 3 * 8 and not torch.equal(*places)
+        assert all(e["seen"] == 3 and e["skipped"] == 0 for e in events)
+        assert not any(b[0].siblings.places or b[0].siblings.slice for b in blocks)
+        found.append((events, state(tuned)))
+    assert len(made) == 18 * 2  # once in a step and block
+    (events, one), (again, two), (thrice, three) = found
+    assert events == again == thrice and same(two, three)
+    for k in one:
+        torch.testing.assert_close(one[k], two[k], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("k_is", [1.0, float("nan")])
+def test_columns_of_all_and_rows_of_each(k_is):
+    """And where one has nothing to go by, none moves."""
+    hyper = {"p": 0.25, "period": 2, "importance": "gradient", "shared": True}
+    tuned = hra.attach(Heads(), hra.LoSiA, **hyper)
+    q, k, v = (tuned.adapters[f"h.0.{n}_proj"] for n in "qkv")
+    start, tries = q.cols.tolist(), torch.optim.SGD(tuned.param_groups(0.0))
+    tuned.begin(4)
+    for step in (1, 2):
+        for a, at in ((q, (slice(3, 6), slice(None))), (v, (slice(None), [2, 5, 9]))):
+            G = torch.full((a.d_out, 12), 1e-3, dtype=torch.float64)
+            G[at] = 1.0 if a is q else 100.0
+            a.observe(G)
+        k.observe(torch.full((20, 12), k_is, dtype=torch.float64))
+        events = tuned.after_step(step, tries)
+    moved = k_is == 1.0
+    assert [e["relocate"] for e in events] == [moved, moved, moved, True]
+    assert [e["seen"] for e in events] == [2, 2 * moved, 2, 2]
+    for a in (q, k, v):
+        assert a.cols.tolist() == ([2, 5, 9] if moved else start)
+    assert not moved or q.rows.tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["vit", "llama"])
+def test_the_bill_of_siblings_has_one_slice(kind, dtype):
+    make, batch, _ = test_memory.MODELS[kind]
+    kept = []
+    for shared in (False, True):
+        hyper = {"p": 0.25, "shared": shared}
+        tuned = hra.attach(make().to(dtype), hra.LoSiAPro, "_proj", **hyper)
+        for phase in ("", "slot"):
+            for a in tuned.adapters.values():
+                a.watch(phase == "slot")
+            bill = memory.measure(tuned, batch(dtype))
+            assert memory.predict(tuned, batch(dtype)) == bill
+            kept.append(bill.activations.numbers)
+    tokens = {"vit": 2 * 17, "llama": batch(dtype)["labels"].numel()}[kind]
+    fewer = {"vit": 2, "llama": 3}[kind]  # k and v; of LLaMA up too
+    layers = tuned.model.config.num_hidden_layers
+    each = int(0.25 * tuned.model.config.hidden_size)
+    assert kept[0] - kept[2] == kept[1] - kept[3] == layers * tokens * fewer * each
+    costs = [
+        memory.preset_cost("GPT-3 175B", hra.LoSiAPro, list("qkvo"), 64, shared=s)
+        for s in (False, True)
+    ]
+    saved = costs[0].activations.numbers - costs[1].activations.numbers
+    assert saved == 96 * 64 * 2 * 12288 // 8
+
+
+def test_a_slice_is_of_this_x_as_it_is_and_goes_with_it():
+    tuned, ((q, k, v, _), _) = heads()
+    x = data()
+
+    def right(a, x):
+        a.W_S.grad = None
+        y = a(x)
+        y.sum().backward()
+        want = x.detach()[:, a.cols].sum(0).expand_as(a.W_S)
+        torch.testing.assert_close(a.W_S.grad, want)
+
+    right(q, x)
+    held = q.siblings.slice[3]
+    right(k, x)
+    assert q.siblings.slice[3] is held
+    right(v, x)
+    assert q.siblings.slice is None  # all have asked
+    q(x)
+    right(k, data(seed=2))  # another x
+    q(x)
+    with torch.no_grad():
+        x.mul_(2)  # another state of it
+    right(k, x)
+    q(x)
+    with torch.no_grad():
+        for a in (q, k):  # other columns
+            a.cols.copy_((a.cols + 1).remainder(12).sort().values)
+    right(k, x)
+    tuned.model.float()
+    x = x.float()
+    with torch.autocast("cpu", torch.bfloat16):  # in other numbers
+        q(x)
+    right(k, x)
+    assert k.siblings.slice
+    del x
+    assert k.siblings.slice is None
+    with torch.inference_mode():
+        x = data().float()
+    right(k, x)
+
+
+@pytest.mark.parametrize("how", [False, True, "functional"])
+def test_siblings_under_checkpointing_and_functional_calls(how, monkeypatch):
+    gather, made, grads = hra.methods.losia.columns, [], []
+    monkeypatch.setattr(
+        hra.methods.losia, "columns", lambda *a: made.append(a) or gather(*a)
+    )
+    for plain in (True, False):
+        tuned, blocks = heads()
+        x = data().requires_grad_()
+        if plain:
+            y = tuned.model(x)
+        elif how == "functional":
+            own = {n: p.clone() for n, p in tuned.model.named_parameters()}
+            y = torch.func.functional_call(tuned.model, own, (x,))
+        else:
+            y = checkpoint(tuned.model, x, use_reentrant=how)
+        params = [a.W_S for a in tuned.adapters.values()]
+        y.sin().sum().backward()
+        grads.append([x.grad, *(p.grad for p in params)])
+        assert not any(b[0].siblings.slice for b in blocks)
+    assert len(made) == 2 + (2 if how in (True, "functional") else 4)
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@BOTH
+def test_siblings_in_files_copies_and_a_broken_off_run(method, tmp_path):
+    tuned, _ = heads(method)
+    before = {k: v.clone() for k, v in Heads().state_dict().items()}
+    assert {a.slot for a in tuned.adapters.values()} == {0, 1}
+    run(tuned, 8)  # in the middle of the first block's second slot
+    twin = copy.deepcopy(tuned)
+    other = hra.attach(Heads(), method, p=0.25, period=3, shared=True)
+    other.set_state(state(tuned))
+    for t in (tuned, twin, other):
+        a = t.adapters
+        assert a["h.0.q_proj"].siblings.members == {
+            f"h.0.{n}_proj": a[f"h.0.{n}_proj"] for n in "qkv"
+        }
+    ends = []
+    for t in (tuned, twin, other):
+        sgd, events = torch.optim.SGD(t.param_groups(0.1)), []
+        for step in range(9, 15):
+            loss_of(t.model, data(seed=step)).backward()
+            sgd.step()
+            events += t.after_step(step, sgd)
+            sgd.zero_grad()
+        ends.append((events, state(t)))
+    assert len(ends[0][0]) == 8
+    assert all(e == ends[0][0] and same(s, ends[0][1]) for e, s in ends[1:])
+    x, path = data(), tmp_path / "s"
+    tuned.save(path)
+    again = hra.load(Heads(), path)
+    one_place(*(again.adapters[f"h.1.{n}_proj"] for n in "qkvo"))
+    assert torch.equal(again(x), tuned(x)) and len(run(again, 6)) == 8
+    assert all(
+        torch.equal(v, before[k]) for k, v in again.detach().state_dict().items()
+    )
+    torch.testing.assert_close(copy.deepcopy(tuned).merge()(x), tuned(x))
+    k = twin.adapters["h.0.k_proj"]
+    k.place(k.rows.clone(), (k.cols + 1).remainder(12).sort().values)
+    twin.save(path)
+    with pytest.raises(hra.io.AdapterFileError, match=r"q_proj, .* not have one X_S"):
+        hra.load(Heads(), path)
+
+
+def test_where_there_are_no_siblings_it_says_so():
+    with pytest.raises(ValueError, match=r"no two of these .* h\.0\.0, .* has one X_S"):
+        hra.attach(Blocks(), hra.LoSiA, p=0.25, shared=True)
+    with pytest.raises(TypeError, match="shared"):
+        hra.attach(Heads(), hra.LoSiA, p=0.25, shared="qkv")
+    names = {
+        "a.query": 8, "a.key": 8, "a.value": 9, "b.query": 8, "b.c.key": 8,
+        "b.k_proj": 8, "b.w1": 8, "b.w3": 8, "b.w2": 8, "b.gate_proj": 8,
+        "q": 8, "k": 8, "o": 8,
+    }  # fmt: skip
+    layers = {n: nn.Linear(d, 4) for n, d in names.items()}
+    assert linear.siblings(layers) == [
+        *(["a.query", "a.key"], ["b.query", "b.k_proj"]),
+        *(["b.w1", "b.w3", "b.gate_proj"], ["q", "k"]),
+    ]
+    made = hra.LoSiA.plan(layers, **hra.LoSiA.hyperparameters({"shared": True}))
+    assert made["q"]["slot"] == made["k"]["slot"] != made["o"]["slot"]
+    assert hra.LoSiAPro(nn.Linear(8, 8), 0.5, shared=True).siblings is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_columns_for_several(seed, ties):
+    g = torch.Generator().manual_seed(seed)
+    scores = [torch.rand(d, 6, generator=g, dtype=torch.float64) ** 3 for d in (4, 7)]
+    scores = [(4 * S).round() if ties else S for S in scores]
+    m, n = [2, 1 + seed % 6], 1 + seed % 4
+    rows, cols = localise.together(scores, m, n)
+    assert [len(r) for r in rows] == m and len(cols) == n
+
+    def value(cols):
+        each = zip(scores, m, strict=True)
+        return sum(S[:, cols].sum(1).topk(k).values.sum().item() for S, k in each)
+
+    got = sum(localise.captured(S, r, cols) for S, r in zip(scores, rows, strict=True))
+    assert got == pytest.approx(value(cols))
+    most = max(value(list(c)) for c in itertools.combinations(range(6), n))
+    by_sum = localise.greedy(torch.cat(scores), 1, n, "independent")[1]
+    assert most + 1e-12 >= got >= value(by_sum) - 1e-12
+    best = localise.together(scores[:1], m[:1], n)
+    assert localise.captured(scores[0], best[0][0], best[1]) == pytest.approx(
+        localise.captured(scores[0], *localise.best(scores[0], m[0], n))
+    )
+    again = localise.together([S.clone() for S in scores], m, n)
+    assert torch.equal(again[1], cols)
 
 
 # ---- the error bound

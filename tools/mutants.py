@@ -193,6 +193,18 @@ MUTANTS = {
         "ctx.save_for_backward(kept, W_S, rows, cols, x)",
         f"{SUITE}[the_bill_is_the_measured_one-LoSiAPro]",
     ),
+    "LoSiA-Pro takes its sibling's slice of another x": (
+        "methods/losia.py",
+        "if last and last[0]() is x and",
+        "if last and",
+        "tests/test_losia.py::test_a_slice_is_of_this_x_as_it_is_and_goes_with_it",
+    ),
+    "LoSiA's siblings move as the first one does": (
+        "methods/losia.py",
+        "scores = [b.mean * b.spread for b in every]",
+        "scores = [a.mean * a.spread for b in every]",
+        "tests/test_losia.py::test_columns_of_all_and_rows_of_each",
+    ),
     "the bill forgets that dropout keeps a mask": (
         "law.py",
         'return {"dropout\'s mask": "d_in"} if dropout and grad else {}',

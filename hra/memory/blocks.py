@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hra.law import Law, evaluate
+from hra.law import SLICE, Law, evaluate
 from hra.memory.bill import Amount, kept
 
 
@@ -326,6 +326,7 @@ class Walk:
                 each = evaluate(step.bytes.get(t, "bytes"), self.values)
                 self.size[t] = Amount(numbers, numbers * each)
                 self.noted.pop(t, None)
+                self.noted.pop(t + SLICE, None)
             if law is not None:
                 self.layer(step, *law)
 
@@ -349,6 +350,9 @@ class Walk:
                 self.keep("inputs of adapted layers", x)
             elif name == "y":
                 self.keep("adapters", y)
+            elif name == SLICE:
+                self.size[x + SLICE] = held
+                self.keep("adapters", x + SLICE)
             else:
                 self.note("adapters", held)
 

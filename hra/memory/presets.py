@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hra.adapter import Method
-from hra.law import Law, evaluate
+from hra.law import SLICE, Law, evaluate
 from hra.memory import blocks
 from hra.memory.bill import PLAIN, Amount, Bill, check_sizes, kept, law, plan_named
 from hra.memory.blocks import Architecture, Walk
@@ -276,12 +276,15 @@ def _layers(
     bytes: int,
 ) -> dict[str, Amount]:
     """What the adapted layers keep, an input that several read counted once."""
-    inputs, own = {}, Amount()
+    inputs, slices, own = {}, {}, Amount()
     for s in chosen:
         found = kept(*laws[s, True], tokens, bytes)
         if "x" in found:
             inputs[model.input(s)] = found.pop("x")
+        if SLICE in found:
+            slices[model.input(s)] = found.pop(SLICE)
         own += sum(found.values(), Amount())
+    own += sum(slices.values(), Amount())
     once = {"inputs of adapted layers": sum(inputs.values(), Amount()), "adapters": own}
     return {
         k: Amount(model.layers * a.numbers, model.layers * a.bytes)

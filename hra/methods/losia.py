@@ -21,6 +21,7 @@ be accumulated and clipped (there neither acts), weight decay is on the change.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hra import linear, localise, masks, sparse
-from hra.adapter import Adapter, forget, mean_of_processes
+from hra.adapter import Adapter, forget, generator, mean_of_processes
 from hra.checks import check_bool, check_choice, check_count, check_number
 from hra.entries import digest
 from hra.law import Law
@@ -51,7 +52,10 @@ class LoSiA(Adapter):
     a move the layer's rate rises over T steps, but for a move within the first share
     `warmup` of the run, where the rates of all still rise. p_out: of the output layer,
     which is outside the numbered blocks of the model, the block is ⌊p_out d_out⌋ rows
-    and every column (None: as of any layer).
+    and every column (None: as of any layer). shared: layers of one module that read one
+    input by their names (`hra.linear.siblings`: q, k and v, or gate and up) have one
+    X_S: one draw, one slot, and moves to the columns where the scores of all sum to
+    most. LoSiAPro then keeps one x[:, X_S] for them.
 
     Slots open when training begins: with `begin` (`hra.fit` calls it), or with the
     first `after_step`. G is the gradient of a step as the optimizer gets it:
@@ -59,7 +63,8 @@ class LoSiA(Adapter):
     left out and counted. A slot costs three dense matrices.
 
     Raises TypeError or ValueError for p outside (0, 1], a layer narrower than 1/p,
-    another importance or schedule, a period below 1, betas or a warm-up outside [0, 1).
+    another importance or schedule, a period below 1, betas or a warm-up outside [0, 1),
+    `shared` where no two sites are such layers.
     """
 
     family = "subnet"
@@ -88,10 +93,12 @@ class LoSiA(Adapter):
         rewarm: bool = True,
         warmup: float = 0.1,
         p_out: float | None = None,
+        shared: bool = False,
         *,
         slot: int = 0,
         blocks: tuple[str, ...] = (),
-        shared: tuple[Tensor, Tensor, Tensor] | None = None,
+        place: tuple[Tensor, Tensor, Tensor] | None = None,
+        siblings: Siblings | None = None,
         seed: int = 0,
         site: str = "",
     ) -> None:
@@ -103,6 +110,7 @@ class LoSiA(Adapter):
         self.schedule = check_choice("schedule", schedule, SCHEDULES)
         self.rewarm = check_bool("rewarm", rewarm)
         self.warmup = check_number("warmup", warmup, 0.0, 1.0, closed_low=True)
+        check_bool("shared", shared)
         self.slot, self.blocks = slot, blocks or (site or "the layer",)
         self.steps = 0  # of the run, once `begin` has said it
         self.p_out = None if numbered(site) else p_out
@@ -120,15 +128,22 @@ class LoSiA(Adapter):
             )
         self.note = f"{m} × {n}"
         self.W_S = self.new_parameter(m, n)
-        if shared is None:
+        self.siblings, first = siblings, site
+        if siblings is not None:
+            siblings.members[site] = self
+            first = next(iter(siblings.members))
+        if place is None:
             rows, cols = (
-                torch.randperm(d, generator=self.generator(what))
-                for what, d in (("rows", self.d_out), ("cols", self.d_in))
+                torch.randperm(d, generator=generator(self.seed, whose, what))
+                for whose, what, d in (
+                    (site, "rows", self.d_out),
+                    (first, "cols", self.d_in),
+                )
             )
             rows, cols = rows[:m].sort().values, cols[:n].sort().values
             index = torch.zeros(0, dtype=torch.int64)
         else:
-            index, rows, cols = _checked(*shared, (m, n), (self.d_out, self.d_in))
+            index, rows, cols = _checked(*place, (m, n), (self.d_out, self.d_in))
         device, dtype = self.W_S.device, self.W_S.dtype
         for name, value in (("rows", rows), ("cols", cols), ("index", index)):
             self.register_buffer(name, value.to(device))
@@ -165,6 +180,19 @@ class LoSiA(Adapter):
             )
         made = super().plan(sites, **hyper)
         own = {s: block_of(s) for s in sites}
+        if check_bool("shared", hyper.get("shared", False)):
+            groups = linear.siblings(sites)
+            if not groups:
+                raise ValueError(
+                    "shared=True: no two of these layers read one input by their names "
+                    f"(q_proj, k_proj, v_proj; gate_proj, up_proj; …): "
+                    f"{', '.join(sites)}. Leave shared out; a layer that makes "
+                    "queries, keys and values at once has one X_S anyway."
+                )
+            for group in groups:
+                one = Siblings()
+                for s in group:
+                    made[s]["siblings"], own[s] = one, own[group[0]]
         blocks = tuple(dict.fromkeys(own.values()))
         for s, block in own.items():
             made[s] |= {"slot": blocks.index(block), "blocks": blocks}
@@ -247,7 +275,8 @@ class LoSiA(Adapter):
             )
         event = None
         if self.phase:
-            self.record()
+            if not (self.siblings and (self.site, step) in self.siblings.places):
+                self.record()
             if step % self.period == 0:
                 event = self.move(step, optimizer)
         if event or self.observing() != self.due(step):
@@ -258,9 +287,13 @@ class LoSiA(Adapter):
     def move(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The end of a slot; `kept`: the share of the subnet that stays in it."""
         kept, seen, skipped = 1.0, *self.counts[SEEN:].tolist()
-        if seen:
-            m, n = self.W_S.shape
-            rows, cols = localise.best(self.mean * self.spread, m, n)
+        m, n = self.W_S.shape
+        if self.siblings:
+            place = self.siblings.place(self, step)
+        else:
+            place = localise.best(self.mean * self.spread, m, n) if seen else None
+        if place:
+            rows, cols = place
             same = [
                 int(torch.isin(new, old).sum())
                 for new, old in ((rows, self.rows), (cols, self.cols))
@@ -417,12 +450,74 @@ class LoSiA(Adapter):
                 raise ValueError(f"the subnet of {s} is missing.")
             total = linear.weight(layer).numel()
             union = sparse.unpack(gaps, values.numel(), total)
-            made[s]["shared"] = union, rows, cols
+            made[s]["place"] = union, rows, cols
+        for group in linear.siblings(sites) if hyper["shared"] else ():
+            one, *others = (made[s]["place"][2] for s in group)
+            if not all(torch.equal(cols, one) for cols in others):
+                raise ValueError(f"{', '.join(group)} do not have one X_S.")
         return made
 
     def extra_repr(self) -> str:
         own = f"p={self.p:g}, slot {self.slot + 1} of {len(self.blocks)}"
         return f"{super().extra_repr()}, {own}"
+
+
+class Siblings:
+    """Layers with one X_S, {site: adapter}, and what one hands on to the next."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, LoSiA] = {}
+        self.places: dict[tuple[str, int], localise.Subnet | None] = {}
+        # a slice: of which x, in which state, at which columns; for how many to come
+        self.slice: tuple[Any, Any, Tensor, Tensor, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"slice": None}  # a copy has other inputs
+
+    def place(self, a: LoSiA, step: int) -> localise.Subnet | None:
+        """Where `a` moves after this step; None if one has nothing to go by. The first
+        to ask takes in the step's gradient for the others too.
+        """
+        if (a.site, step) not in self.places:
+            every = self.members.values()
+            for b in every:
+                if b is not a and b.phase:
+                    b.record()
+            places: Any = [None] * len(every)
+            if all(int(b.counts[SEEN]) for b in every):
+                scores = [b.mean * b.spread for b in every]
+                m, n = [len(b.rows) for b in every], len(a.cols)
+                rows, cols = localise.together(scores, m, n)
+                places = [(r, cols) for r in rows]
+            sites = [(s, step) for s in self.members]
+            self.places = dict(zip(sites, places, strict=True))
+        return self.places.pop((a.site, step))
+
+    def columns(self, x: Tensor, cols: Tensor, dtype: torch.dtype) -> Tensor:
+        """`columns`, or the very tensor that the sibling before has made of this x. Of
+        another x, or one that has changed, it is made anew: then all is right, and
+        nothing saved.
+        """
+        if x.is_inference() or torch.compiler.is_compiling():
+            return columns(x, cols, dtype)
+        state, left, last = (x._version, dtype), len(self.members), self.slice
+        if last and last[0]() is x and last[1] == state and _same(last[2], cols):
+            kept, left = last[3:]
+        else:
+            kept = columns(x, cols, dtype)
+        own = weakref.ref(x, self.drop), state, cols.clone(), kept, left - 1
+        self.slice = own if left > 1 else None
+        return kept
+
+    def drop(self, x: Any) -> None:
+        """It is gone, and not all have asked."""
+        if self.slice and self.slice[0] is x:
+            self.slice = None
+
+
+def columns(x: Tensor, cols: Tensor, dtype: torch.dtype) -> Tensor:
+    """x[:, X_S], a row per token."""
+    return x.reshape(-1, x.shape[-1]).index_select(1, cols).to(dtype)
 
 
 def importance(
@@ -466,6 +561,10 @@ def block_of(site: str) -> str:
 def _inside(at: Tensor, rows: Tensor, cols: Tensor, d_in: int) -> Tensor:
     """Which of the flat positions lie in the subnet."""
     return torch.isin(at // d_in, rows) & torch.isin(at % d_in, cols)
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    return one.is_meta or torch.equal(one, two)  # where there are no values
 
 
 def _checked(

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from hra import linear
 from hra.checks import no_second_derivative
-from hra.law import Law
-from hra.methods.losia import LoSiA
+from hra.law import SLICE, Law
+from hra.methods.losia import LoSiA, columns
 
 
 class LoSiAPro(LoSiA):
@@ -125,7 +125,7 @@ class LoSiAPro(LoSiA):
         seen = {"x": "d_in"} if phase else {}
         return replace(
             own,
-            token={"columns of x": "n"} | seen,
+            token={SLICE if given.get("shared") else "columns of x": "n"} | seen,
             once={},
             frozen={"displaced": "m*n + K"},
         )
@@ -143,7 +143,8 @@ class _Subnet(torch.autograd.Function):
         ctx: Any, x: Tensor, W_S: Tensor, rows: Tensor, cols: Tensor, a: LoSiAPro
     ) -> Tensor:
         y = F.linear(x, linear.weight(a.base), a.bias)
-        kept = x.reshape(-1, x.shape[-1]).index_select(1, cols).to(y.dtype)
+        gather = a.siblings.columns if a.siblings else columns
+        kept = gather(x, cols, y.dtype)
         ctx.save_for_backward(kept, W_S, rows, cols)
         ctx.setting = a, x.shape, x.dtype
         return y
