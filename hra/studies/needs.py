@@ -28,8 +28,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA r=8": ("LoRA", {"r": 8}),
     "MoRA sharing": ("MoRA", {"r": 8, "operator": "sharing"}),
 }
-RATES: dict[str, tuple[float, ...]] = {k: (1e-3, 3e-3, 1e-2) for k in SETTINGS}
-RATES |= {"FullFT": (3e-4, 1e-3, 3e-3)}
+RATES = {"sum": (3e-4, 1e-3, 3e-3, 1e-2), "instruction": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
+LOWER = {3e-4: 1e-4, 1e-3: 3e-4, 3e-3: 1e-3, 1e-2: 3e-3, 3e-2: 1e-2}  # FullFT's
 SETTING = {"steps": STEPS, "batch": BATCH, "count": COUNT, "targets": moby.ALL}
 
 
@@ -55,10 +55,12 @@ record = STUDY.record
 
 
 def main(study: Study) -> None:
-    grid = [(k, lr) for k in SETTINGS for lr in RATES[k]]
     tuning: dict[str, Any] = {}
     told: dict[str, Any] = {}
     for t in TASKS:
+        grid = [
+            (k, LOWER[lr] if k == "FullFT" else lr) for k in SETTINGS for lr in RATES[t]
+        ]
         tuning |= moby.jobs(grid, [moby.TUNING], "validation", task=t)
     chosen = choose(study.do(tuning).values(), by=["task", "setting"])
     study.protocol(
