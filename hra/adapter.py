@@ -29,6 +29,7 @@ class Method(nn.Module):
         sites, plan                        where it stands, what is decided together
         begin, param_groups, rate          the optimizer's groups and learning rates
         observing, observe, after_step     see ∂L/∂W; restart, relocate, drop, grow
+        penalty                            a term of the loss
         law                                what a training step holds, as formulas
         packed, unpack, schema             what a file holds
 
@@ -151,6 +152,10 @@ class Method(nn.Module):
     ) -> dict[str, Any] | None:
         """Restart, relocate, drop, grow, and say what happened; `step` is from 1."""
         return None
+
+    def penalty(self) -> Tensor | float:
+        """What this adapter adds to the loss of a step."""
+        return 0.0
 
     # ---- the bill ------------------------------------------------------------------
     @classmethod

@@ -92,6 +92,10 @@ class Adapted:
                 g["lr"] = g["product"] = g["plain"] * g["rate"]
         return events
 
+    def penalty(self) -> Tensor | float:
+        """What the adapters add to the loss of a step: 0.0 for most methods."""
+        return sum((a.penalty() for a in self.parts.values()), 0.0)
+
     @property
     def num_trainable(self) -> int:
         """How many numbers train."""

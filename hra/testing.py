@@ -118,7 +118,7 @@ class Case:
                 "no gradient reaches any trained parameter: .data, .detach() and "
                 "torch.no_grad() cut it, and so does requires_grad = False",
             )
-            loss.backward()
+            (loss + tuned.penalty()).backward()
             opt.step()
             tuned.after_step(step, opt)
             opt.zero_grad()

@@ -74,7 +74,8 @@ def fit(
 
     batches: mappings that the model takes as keyword arguments; a sequence is gone
     through again and again, an iterator must last. schedule: multiplier of `lr`
-    (default: 10 % warm-up, then cosine); a method's own `rate` multiplies it. clip:
+    (default: 10 % warm-up, then cosine); a method's own `rate` multiplies it. To the
+    loss a method's `penalty` is added, a number of its own in the log. clip:
     largest gradient norm. evaluate: called every `every` steps and at the end, its
     number goes into the log. callback: sees the log after each step; training stops
     when it returns False.
@@ -158,7 +159,8 @@ def fit(
             loss = model(**batch).loss
             if not torch.isfinite(loss):
                 raise RuntimeError(_not_finite("loss", loss, step, lr))
-            scaler.scale(loss).backward()
+            extra = tuned.penalty()
+            scaler.scale(loss + extra).backward()
             scaler.unscale_(opt)
             norm = torch.nn.utils.clip_grad_norm_(params, clip)
             if not half and not torch.isfinite(norm):
@@ -176,6 +178,8 @@ def fit(
                     "seconds": time.perf_counter() - begun,
                 }
             )
+            if isinstance(extra, torch.Tensor):  # the loss is without it
+                log.steps[-1]["penalty"] = extra.item()
             if not torch.isfinite(norm):
                 log.events.append({"step": step + 1, "skipped": "gradient overflow"})
             due = (step + 1) % every == 0 or step + 1 == steps

@@ -18,6 +18,7 @@ from tests.test_every_adapter import CASES
 NAMES = [n for n in CASES if "dropout" not in n]
 # by FSDP2, in words: they need whole tensors
 REFUSED = {"PRANC", "ReLoRA", "ReMoRA", "LoSiA", "LoSiAPro", "SpIEL", "SoRA"}
+REFUSED |= {"DiffPruning"}
 STEPS = 4
 
 

@@ -40,6 +40,9 @@ def SCORES(site, W):
     return (1e4 * (k + 1).sin()).sin().abs().reshape(W.shape)
 
 
+# gates that are open in eval mode, and not so wide that all of a gradient is cut off
+GATES = {"start": 1.0, "gate_lr": 0.01, "gamma": -0.1, "zeta": 1.1}
+
 # name: (class, hyperparameters, how many numbers train at a d_out × d_in layer)
 CASES = {
     "FullFT": (hra.FullFT, {}, lambda m, n: m * n),
@@ -159,6 +162,16 @@ CASES = {
         lambda m, n: 40,
     ),
     "SoRA": (hra.SoRA, {"r": 4}, lambda m, n: 4 * (m + n + 1)),
+    "DiffPruning": (
+        hra.DiffPruning,
+        GATES | {"density": 0.2},
+        lambda m, n: 2 * m * n + 1,
+    ),
+    "DiffPruning-gates": (
+        hra.DiffPruning,
+        GATES | {"fixed": None, "structured": False},
+        lambda m, n: 2 * m * n,
+    ),
     "BitFit": (hra.BitFit, {}, lambda m, n: m),
     "Houlsby": (hra.Houlsby, {"r": 4}, lambda m, n: 2 * 4 * m + 4 + m),
     "SparseAdapter": (

@@ -307,6 +307,36 @@ MUTANTS = {
         "self.g.copy_(F.hardshrink(F.softshrink(self.g, self.xi), self.xi))",
         "tests/test_sora.py",
     ),
+    "fit leaves a method's own term out of the loss": (
+        "train.py",
+        "scaler.scale(loss + extra)",
+        "scaler.scale(loss)",
+        "tests/test_diffpruning.py",
+    ),
+    "diff pruning's gates forget the stretch in their penalty": (
+        "methods/diffpruning.py",
+        "c = math.log(-self.gamma / self.zeta)",
+        "c = 0.0",
+        "tests/test_diffpruning.py",
+    ),
+    "diff pruning adds its layer's gate to the count, as the released code": (
+        "methods/diffpruning.py",
+        "n = n * (self.log_alpha_g - c).sigmoid().sum()",
+        "n = n + (self.log_alpha_g - c).sigmoid().sum()",
+        "tests/test_diffpruning.py",
+    ),
+    "diff pruning draws one noise for all steps, as the released code": (
+        "methods/diffpruning.py",
+        "        self.steps += 1\n",
+        "",
+        "tests/test_diffpruning.py",
+    ),
+    "diff pruning ranks the entries with the noise": (
+        "methods/diffpruning.py",
+        "size = {a.site: a.gated()",
+        "size = {a.site: a.gated(True)",
+        "tests/test_diffpruning.py",
+    ),
     "scores that rank nothing prune an adapter": (
         "methods/sparseadapter.py",
         "if not S.any():",

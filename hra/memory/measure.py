@@ -132,13 +132,14 @@ def measure(
             "nothing of this model trains: attach a method first, or set requires_grad."
         )
     undo = undoing(model, batch)
+    penalty = getattr(tuned, "penalty", float)
 
     def step() -> tuple[Amount, Amount, Amount]:
         model.train()
         for t in (*model.parameters(), *batch.values()):
             if isinstance(t, Tensor) and t.is_leaf:
                 t.grad = None  # backward would add to the tensor that is there
-        out, kept = saved(lambda: model(**batch), model)
+        (out, extra), kept = saved(lambda: (model(**batch), penalty()), model)
         loss = out.sum() if isinstance(out, Tensor) else getattr(out, "loss", None)
         if not isinstance(loss, Tensor):
             raise ValueError(
@@ -146,7 +147,7 @@ def measure(
                 "into the batch."
             )
         activations = amount(kept)
-        loss.backward()
+        (loss + extra).backward()
         gradients = amount(p.grad for p in params if p.grad is not None)
         moments = amount(state(params, optimizer))
         undo()

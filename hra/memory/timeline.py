@@ -92,6 +92,7 @@ def timeline(
         raise ValueError(
             "nothing of this model trains: attach a method first, or set requires_grad."
         )
+    penalty = getattr(tuned, "penalty", float)
     undo_rest, values = undoing(model, batch), [p.detach().clone() for p in params]
     watch = Watch()
     part: dict[int, str] = {}
@@ -108,7 +109,7 @@ def timeline(
             part.setdefault(watch.note(t), what)
 
     def loss_of() -> Tensor:
-        out, kept = saved(lambda: model(**batch), model)
+        (out, extra), kept = saved(lambda: (model(**batch), penalty()), model)
         mark("activations", *kept)
         kept.clear()  # autograd's hooks hold this list until backward has ended
         loss = out.sum() if isinstance(out, Tensor) else getattr(out, "loss", None)
@@ -117,7 +118,7 @@ def timeline(
                 f"the model returns a {type(out).__name__} without a loss: put labels "
                 "into the batch."
             )
-        return loss
+        return loss + extra
 
     def work() -> None:
         model.train()

@@ -5,6 +5,7 @@ here.
 from hra.adapter import Method
 from hra.methods.asylora import AsyLoRA
 from hra.methods.bitfit import BitFit
+from hra.methods.diffpruning import DiffPruning
 from hra.methods.dora import DoRA
 from hra.methods.fish import FISH
 from hra.methods.fullft import FullFT
@@ -61,5 +62,6 @@ _ALL: tuple[type[Method], ...] = (
     SpIEL,
     SoRA,
     SparseAdapter,
+    DiffPruning,
 )
 METHODS: dict[str, type[Method]] = {m.__name__: m for m in _ALL}
