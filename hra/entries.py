@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -201,18 +200,12 @@ class Entries(Adapter):
         """The values, a hash of the index, and, where no rule gives the index back, its
         gaps.
         """
-        tensors = {"values": self.trained_values(), "mask_hash": digest(self.index)}
-        if not self.by_rule():
-            tensors["gaps"] = sparse.pack(self.index.cpu())
-        return tensors, hyper
+        mask = sparse.mask_kept(self.index, self.by_rule())
+        return {"values": self.trained_values(), **mask}, hyper
 
     @torch.no_grad()
     def unpack(self, tensors: dict[str, Tensor]) -> None:
-        if not torch.equal(tensors["mask_hash"].cpu(), digest(self.index)):
-            raise ValueError(
-                f"the mask of {self.site} is not the one that this model gives: the "
-                "file is for another base."
-            )
+        sparse.mask_held_to(tensors, self.index, self.site)
         self.values.copy_(tensors["values"])
 
     @classmethod
@@ -227,10 +220,7 @@ class Entries(Adapter):
             return cls.plan(sites, **hyper)
         made = {}
         for s, layer in sites.items():
-            if f"{s}.gaps" not in tensors or f"{s}.values" not in tensors:
-                raise ValueError(f"the mask of {s} is missing.")
-            K, total = tensors[f"{s}.values"].numel(), linear.weight(layer).numel()
-            index = sparse.unpack(tensors[f"{s}.gaps"], K, total)
+            index = sparse.mask_from(tensors, s, linear.weight(layer).numel())
             made[s] = dict(hyper, site=s, shared=index)
         return made
 
@@ -243,7 +233,7 @@ class Ranked(Entries):
     number of sites. Raises TypeError or ValueError naming the value and the range.
     """
 
-    data = ("scores",)
+    data: tuple[str, ...] = ("scores",)
     needs = ""  # in words, what the scores are
     how = ""  # and where they come from
 
@@ -371,9 +361,3 @@ def copies_columns(columns: int, d_out: int, d_in: int) -> bool:
     left out, elsewhere from a quarter (measured on GPT-2's blocks: benchmarks.methods).
     """
     return 20 * columns < (19 if d_out < d_in else 15) * d_in
-
-
-def digest(index: Tensor) -> Tensor:
-    """Eight bytes of a mask's SHA-256, as uint8."""
-    raw = index.cpu().numpy().tobytes()
-    return torch.tensor(list(hashlib.sha256(raw).digest()[:8]), dtype=torch.uint8)

@@ -96,6 +96,29 @@ def top_of_all(
     return made
 
 
+def erdos_renyi(shapes: dict[Any, tuple[int, int]], total: int) -> dict[Any, int]:
+    """{name: count} for random masks of these matrices: in proportion to d_out + d_in,
+    as Mocanu et al. (2018) thin a network's layers, none above d_out · d_in, `total`
+    in all.
+    """
+    size = {n: a * b for n, (a, b) in shapes.items()}
+    left, open_, share = total, dict(shapes), dict[Any, float]()
+    while open_:
+        each = left / sum(a + b for a, b in open_.values())
+        full = [n for n, (a, b) in open_.items() if each * (a + b) >= size[n]]
+        if not full:
+            share |= {n: each * (a + b) for n, (a, b) in open_.items()}
+            break
+        for n in full:  # as many as it has; the others share what is left
+            share[n], left = size[n], left - size[n]
+            del open_[n]
+    count = {n: int(s) for n, s in share.items()}
+    rest = sorted(share, key=lambda n: count[n] - share[n])  # the largest fractions
+    for n in rest[: total - sum(count.values())]:
+        count[n] += 1
+    return count
+
+
 def given(scores: Any, W: Tensor, site: str, needs: str, how: str) -> Tensor:
     """A site's own of `scores`, (d_out, d_in): of a dict {site: scores}, of a function
     of (site, W), or the tensor itself for one layer. ValueError, in the words `needs`

@@ -1,10 +1,11 @@
 """A few entries of a big matrix: scatter, overwrite in place, sampled products, and
-indices packed into few bytes.
+indices packed into few bytes, as files hold them.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import warnings
 
 import torch
@@ -123,3 +124,35 @@ def unpack(gaps: Tensor, count: int, total: int) -> Tensor:
         raise ValueError(f"the packed index holds {held} entries instead of {count}.")
     position = torch.cumsum(gaps.to(torch.int64) + last.to(torch.int64), 0) - 1
     return position[last]
+
+
+# ---- a mask in a file, of whatever matrix
+
+
+def mask_kept(index: Tensor, by_rule: bool = False) -> dict[str, Tensor]:
+    """What a file holds of it: a hash and, unless a rule gives it back, its gaps."""
+    gaps = {} if by_rule else {"gaps": pack(index.cpu())}
+    return {"mask_hash": digest(index), **gaps}
+
+
+def mask_from(tensors: dict[str, Tensor], site: str, total: int) -> Tensor:
+    """The mask of a site from a file's gaps, of a matrix of `total` entries."""
+    gaps, values = tensors.get(f"{site}.gaps"), tensors.get(f"{site}.values")
+    if gaps is None or values is None:
+        raise ValueError(f"the mask of {site} is missing.")
+    return unpack(gaps, values.numel(), total)
+
+
+def mask_held_to(tensors: dict[str, Tensor], index: Tensor, site: str) -> None:
+    """ValueError if `index` is not the mask that the file was written with."""
+    if not torch.equal(tensors["mask_hash"].cpu(), digest(index)):
+        raise ValueError(
+            f"the mask of {site} is not the one that this model gives: the file is for "
+            "another base."
+        )
+
+
+def digest(index: Tensor) -> Tensor:
+    """Eight bytes of a mask's SHA-256, as uint8."""
+    raw = index.cpu().numpy().tobytes()
+    return torch.tensor(list(hashlib.sha256(raw).digest()[:8]), dtype=torch.uint8)

@@ -23,6 +23,7 @@ FLOOR = {
     "adapter": 1,
     "also": 2,
     "entries": 2,
+    "pruned": 2,
     "restart": 2,
     "whole": 2,
     "methods": 3,

@@ -232,7 +232,11 @@ def from_the_top(site, W):
 FULL_ROWS = {
     m: {"density": 1 / 8, "scores": from_the_top}
     for m in (hra.FISH, hra.LTSFT, hra.RoSA)
-} | {hra.SpIEL: {"density": 1 / 2}, hra.SparseAdapter: {"r": 8}}
+} | {
+    hra.SpIEL: {"density": 1 / 2},
+    hra.SparseAdapter: {"r": 8},
+    hra.SparseAdapterLoRA: {"r": 8},
+}
 
 
 @pytest.mark.parametrize("which", range(4))

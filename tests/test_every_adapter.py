@@ -162,6 +162,11 @@ CASES = {
         lambda m, n: 40,
     ),
     "SoRA": (hra.SoRA, {"r": 4}, lambda m, n: 4 * (m + n + 1)),
+    "SparseAdapterLoRA": (
+        hra.SparseAdapterLoRA,
+        {"r": 8, "keep": 0.5, "rule": "er"},
+        lambda m, n: 4 * (m + n),
+    ),
     "DiffPruning": (
         hra.DiffPruning,
         GATES | {"density": 0.2},

@@ -101,6 +101,7 @@ def test_values_that_change_before_the_backward_pass_are_refused(name):
         "NOLA",
         "LoSiA",
         "SparseAdapter",
+        "SparseAdapterLoRA",
     ):  # they keep nothing that has changed
         got = torch.autograd.grad(loss, [x, *trained])
         return torch.testing.assert_close(got, want)

@@ -73,23 +73,102 @@ def test_large_and_sparse_costs_what_small_and_dense_does():
     assert large.num_trainable - dense.num_trainable == 2 * (12 - 3)  # b_d
 
 
+def warmed(steps):
+    """A LoRA after so many steps, with the gradient of the next."""
+    tuned = hra.attach(net(), hra.LoRA, r=4)
+    opt = torch.optim.AdamW(tuned.param_groups(0.02))
+    for _ in range(steps):
+        loss(tuned.model).backward()
+        opt.step()
+        opt.zero_grad()
+    loss(tuned.model).backward()
+    return tuned
+
+
 def test_a_fresh_lora_has_no_scores_and_a_warm_one_has(untyped):
     """The published trap: B = 0, so |w| of B and w ∂L/∂w of A and B are all zero."""
-    tuned = hra.attach(net(), hra.LoRA, r=3)
-    opt = torch.optim.SGD(tuned.param_groups(0.1))
-    loss(tuned.model).backward()
-    for a in tuned.adapters.values():
-        assert not a.B.any() and not (a.A * a.A.grad).any()
-        assert not (a.B * a.B.grad).any() and a.B.grad.any()
-    opt.step()
-    opt.zero_grad()
-    loss(tuned.model).backward()
-    assert all((a.A * a.A.grad).any() for a in tuned.adapters.values())
-    zeros = {"0": torch.zeros(12, 20), "2": torch.zeros(12, 12)}
-    with pytest.raises(
-        ValueError, match=r"scores of 0 are all zero.*LoRA's B.*warm-up"
+    fresh, pruned = warmed(0), hra.SparseAdapterLoRA
+    snip = {s: pruned.snip(a) for s, a in fresh.adapters.items()}
+    size = {s: pruned.joined(a.A.abs(), a.B.abs()) for s, a in fresh.adapters.items()}
+    start = {s: a.A.detach().clone() for s, a in fresh.adapters.items()}
+    assert not any(S.any() for S in snip.values())
+    for scores, words in (
+        (snip, r"scores of 0 are all zero.*LoRA's B.*warm-up"),
+        (size, r"mask of 0 keeps entries of A alone and nothing of B.*warm-up"),
     ):
-        hra.attach(net(), hra.SparseAdapter, r=6, scores=zeros)
+        with pytest.raises(ValueError, match=words):
+            hra.attach(net(), pruned, r=4, keep=0.2, scores=scores)
+    with pytest.raises(ValueError, match=r"magnitude.*nothing of B.*warm-up"):
+        hra.attach(net(), pruned, r=4, rule="magnitude")
+    warm = warmed(3)
+    snip = {s: pruned.snip(a) for s, a in warm.adapters.items()}
+    tuned = hra.attach(net(), pruned, r=4, keep=0.2, scores=snip)
+    kept = sum(len(a.index) for a in tuned.adapters.values())
+    assert kept == round(0.2 * 4 * 32) * 2 == tuned.num_trainable
+    held = [snip[s].flatten()[a.index] for s, a in tuned.adapters.items()]
+    every = torch.cat([S.flatten() for S in snip.values()]).sort().values
+    assert torch.equal(torch.cat(held).sort().values, every[-kept:])
+    for s, a in tuned.adapters.items():  # as a LoRA starts, where the mask is
+        A, B = a.factors()
+        assert torch.equal(A, torch.where(A != 0, start[s], 0.0)) and not B.any()
+
+
+def test_grasp_is_the_change_of_the_squared_gradient():
+    """w ⊙ H g = ½ d/dε ‖g((1 + ε e) w)‖² for every entry e."""
+    tuned = warmed(2)
+    adapters, pruned = tuned.adapters, hra.SparseAdapterLoRA
+    found = pruned.grasp(tuned, lambda: loss(tuned.model))
+    factors = [p for a in adapters.values() for p in (a.A, a.B)]
+
+    def flow():
+        return sum(
+            g.square().sum() for g in torch.autograd.grad(loss(tuned.model), factors)
+        )
+
+    for s, a in adapters.items():
+        for p, (i, j), at in ((a.A, (1, 2), (1, 2)), (a.B, (3, 0), (0, a.d_in + 3))):
+            w, value = p.data[i, j].item(), []
+            for sign in (1, -1):
+                p.data[i, j] = w * (1 + sign * 1e-5)
+                value.append(flow())
+            p.data[i, j] = w
+            slope = (value[0] - value[1]) / 4e-5
+            torch.testing.assert_close(found[s][at], slope, rtol=1e-4, atol=1e-9)
+    assert any((S < 0).any() for S in found.values())  # they have a sign
+    tuned = hra.attach(net(), pruned, r=4, keep=0.3, scores=found)
+    held = [found[s].flatten()[a.index] for s, a in tuned.adapters.items()]
+    every = torch.cat([S.flatten() for S in found.values()]).sort().values
+    assert torch.cat(held).min() == every[-tuned.num_trainable]
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.25, 0.9])
+def test_erdos_renyi_shares_by_the_sides(keep):
+    """Each factor has what is in proportion to a + b, or all that it holds."""
+    tuned = hra.attach(net(), hra.SparseAdapterLoRA, r=4, keep=keep, rule="er")
+    count, sides = [], []
+    for a in tuned.adapters.values():
+        of_A = int((a.index % (a.d_in + a.d_out) < a.d_in).sum())
+        count += [of_A, len(a.index) - of_A]
+        sides += [(4, a.d_in), (4, a.d_out)]
+    assert sum(count) == 2 * round(keep * 4 * 32)
+    part = [k / (m + n) for k, (m, n) in zip(count, sides, strict=True)]
+    free = [k < m * n for k, (m, n) in zip(count, sides, strict=True)]
+    most = max(p for p, f in zip(part, free, strict=True) if f)
+    for p, f, (m, n) in zip(part, free, sides, strict=True):
+        assert abs(p - most) < 2 / (m + n) if f else p <= most + 2 / (m + n)
+    bare = hra.SparseAdapter(nn.Linear(12, 20), r=4, keep=keep, rule="er")
+    half = int((bare.index < 80).sum())
+    assert len(bare.index) == round(keep * 160) and abs(2 * half - len(bare.index)) < 2
+
+
+def test_a_large_sparse_lora_costs_what_a_small_dense_one_does():
+    dense = hra.attach(net(), hra.LoRA, r=2)
+    large = hra.attach(net(), hra.SparseAdapterLoRA, r=8, keep=0.25)
+    assert large.num_trainable == dense.num_trainable
+    rank = torch.linalg.matrix_rank
+    for a in large.adapters.values():
+        a.values.data.normal_()
+        assert rank(a.delta_weight().detach()) > 2
 
 
 def test_a_file_holds_the_mask_of_given_scores(tmp_path):
@@ -103,7 +182,7 @@ def test_a_file_holds_the_mask_of_given_scores(tmp_path):
     assert torch.equal(loss(again.model), loss(tuned.model))
     other = copy.deepcopy(again)
     other.adapters["0"].index.data += 1
-    with pytest.raises(ValueError, match="not the one of its hash"):
+    with pytest.raises(ValueError, match="not the one that this model"):
         other.adapters["0"].unpack(again.adapters["0"].packed({})[0])
 
 

@@ -337,8 +337,45 @@ MUTANTS = {
         "size = {a.site: a.gated(True)",
         "tests/test_diffpruning.py",
     ),
-    "scores that rank nothing prune an adapter": (
+    "LT-SFT's second iteration ranks the entries of the first again": (
+        "methods/ltsft.py",
+        "S.view(-1)[kept[0].to(S.device)] = -1.0",
+        "pass",
+        "tests/test_relatives.py",
+    ),
+    "RoSA's sparse part learns as fast as the low-rank one": (
+        "methods/rosa.py",
+        "self.ratio * lr",
+        "lr",
+        "tests/test_relatives.py",
+    ),
+    "SoRA's other term is a mean by the layer": (
+        "methods/sora.py",
+        "(self.r * self.layers)",
+        "self.r",
+        "tests/test_sora.py",
+    ),
+    "a LoRA may be pruned to one factor": (
         "methods/sparseadapter.py",
+        "if of_A.all() or not of_A.any():",
+        "if False:",
+        "tests/test_sparseadapter.py",
+    ),
+    "GraSP forgets the Hessian": (
+        "pruned.py",
+        "Hg = torch.autograd.grad(flow, w)",
+        "Hg = g",
+        "tests/test_sparseadapter.py",
+    ),
+    "Erdős-Rényi shares by the area": (
+        "masks.py",
+        "share |= {n: each * (a + b) for n, (a, b) in open_.items()}",
+        "share |= {n: left * a * b / sum(size[m] for m in open_) "
+        "for n, (a, b) in open_.items()}",
+        "tests/test_sparseadapter.py",
+    ),
+    "scores that rank nothing prune an adapter": (
+        "pruned.py",
         "if not S.any():",
         "if False:",
         "tests/test_sparseadapter.py",

@@ -29,7 +29,7 @@ from hra.methods.rosa import RoSA
 from hra.methods.rslora import RsLoRA
 from hra.methods.shira import SHiRA
 from hra.methods.sora import SoRA
-from hra.methods.sparseadapter import SparseAdapter
+from hra.methods.sparseadapter import SparseAdapter, SparseAdapterLoRA
 from hra.methods.spiel import SpIEL
 from hra.methods.vera import VeRA
 
@@ -63,5 +63,6 @@ _ALL: tuple[type[Method], ...] = (
     SoRA,
     SparseAdapter,
     DiffPruning,
+    SparseAdapterLoRA,
 )
 METHODS: dict[str, type[Method]] = {m.__name__: m for m in _ALL}

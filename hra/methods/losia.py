@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from hra import linear, localise, masks, sparse
 from hra.adapter import Adapter, forget, generator, mean_of_processes
 from hra.checks import check_bool, check_choice, check_count, check_number
-from hra.entries import digest
 from hra.law import Law
 
 IMPORTANCE = ("mix", "first", "second", "gradient")
@@ -417,17 +416,15 @@ class LoSiA(Adapter):
         at, values = self.learnt()
         return {
             "values": values,
-            "mask_hash": digest(at),
-            "gaps": sparse.pack(at.cpu()),
             "rows": self.rows,
             "cols": self.cols,
+            **sparse.mask_kept(at),
         }, hyper
 
     @torch.no_grad()
     def unpack(self, tensors: dict[str, Tensor]) -> None:
         at = self.support()
-        if not torch.equal(tensors["mask_hash"].cpu(), digest(at)):
-            raise ValueError(f"the entries of {self.site} are not those of the file.")
+        sparse.mask_held_to(tensors, at, self.site)
         inside = _inside(at, self.rows, self.cols, self.d_in)
         values = tensors["values"].to(self.past)
         self.past.copy_(values[~inside])
@@ -443,13 +440,10 @@ class LoSiA(Adapter):
         """As `plan`, with the entries and the subnet that the file holds."""
         made = cls.plan(sites, **hyper)
         for s, layer in sites.items():
-            gaps, values, rows, cols = (
-                tensors.get(f"{s}.{k}") for k in ("gaps", "values", "rows", "cols")
-            )
-            if gaps is None or values is None or rows is None or cols is None:
+            rows, cols = (tensors.get(f"{s}.{k}") for k in ("rows", "cols"))
+            if rows is None or cols is None:
                 raise ValueError(f"the subnet of {s} is missing.")
-            total = linear.weight(layer).numel()
-            union = sparse.unpack(gaps, values.numel(), total)
+            union = sparse.mask_from(tensors, s, linear.weight(layer).numel())
             made[s]["place"] = union, rows, cols
         for group in linear.siblings(sites) if hyper["shared"] else ():
             one, *others = (made[s]["place"][2] for s in group)
