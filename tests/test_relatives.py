@@ -201,6 +201,38 @@ def test_the_entries_that_moved_farthest_are_rewound_and_train_alone(tmp_path):
     assert torch.equal(two.merge()(b["x"]).logits, one)  # composed in either order
 
 
+def test_a_second_iteration_keeps_the_entries_of_the_first():
+    model, b = Classifier(), batch()
+    kept, learnt, sizes = {}, model, []
+    for _ in range(2):
+        full = hra.attach(copy.deepcopy(learnt), hra.FullFT)
+        hra.fit(full, [b], 4, 0.1, progress=False)
+        moved = {s: a.delta_weight().detach() for s, a in full.adapters.items()}
+        tuned = hra.attach(model, hra.LTSFT, scores=moved, density=0.1, before=kept)
+        # it begins with what the first one has learnt
+        torch.testing.assert_close(model(b["x"]).logits, learnt(b["x"]).logits)
+        new = {}
+        for s, a in tuned.adapters.items():
+            old, values = kept.get(s, (a.index[:0], a.values[:0].double()))
+            assert torch.isin(old, a.index).all()
+            assert torch.equal(a.values[torch.isin(a.index, old)], values)
+            new[s] = a.index[~torch.isin(a.index, old)]
+        # of the others those that moved farthest, ranked together
+        size = [moved[s].abs().flatten().clone() for s in moved]
+        for t, (old, _) in zip(size, kept.values(), strict=False):
+            t[old] = 0.0
+        least = min(moved[s].flatten()[i].abs().min() for s, i in new.items())
+        assert sum(int((t >= least).sum()) for t in size) == sum(map(len, new.values()))
+        sizes.append(tuned.num_trainable)
+        hra.fit(tuned, [b], 4, 0.1, progress=False)
+        kept = {s: a.entries() for s, a in tuned.adapters.items()}
+        learnt = copy.deepcopy(tuned).merge()
+        model = tuned.detach()
+    assert sizes == [7, 14]  # K / n each
+    (layer,) = (hra.LTSFT(model.fc, moved["fc"], count=3, before={"": kept["fc"]}),)
+    assert len(layer.index) == 3 + len(kept["fc"][0])
+
+
 def test_gaps_beyond_int32():
     """A cumulative sum in int32, as released code has it, wraps around there."""
     index = torch.tensor([3, 2**31 + 7])
@@ -234,6 +266,18 @@ def test_rosa_is_lora_and_a_sparse_change_side_by_side():
     dense = own(x).detach() * 0 + rosa(x).detach()
     grad = dense.cos().T @ x  # ∂/∂W of Σ sin y
     torch.testing.assert_close(rosa.values.grad, grad.flatten()[rosa.index])
+
+
+def test_rosas_sparse_part_has_a_rate_of_its_own():
+    scores = {"fc": torch.rand(8, 6)}
+    for ratio in (1.0, 2 / 7):
+        tuned = hra.attach(
+            Classifier(), hra.RoSA, targets="fc", r=2, scores=scores, ratio=ratio
+        )
+        a = tuned.adapters["fc"]
+        rates = {id(p): g["lr"] for g in tuned.param_groups(7.0) for p in g["params"]}
+        assert rates[id(a.A)] == rates[id(a.B)] == 7.0
+        assert rates[id(a.values)] == pytest.approx(7 * ratio) and len(rates) == 3
 
 
 def test_rosas_bill_is_the_two_added_up():

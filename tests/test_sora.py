@@ -80,6 +80,21 @@ def test_the_released_lines_zero_everything_below_two_xi():
     assert ((released(g, xi) == 0) == (g.abs() < 2 * xi)).all()
 
 
+def test_the_other_term_is_the_mean_over_all_gates(tmp_path):
+    """λ mean |g|, whose gradient is λ sign g / (r L), in the loss that fit descends."""
+    tuned = hra.attach(net(), hra.SoRA, r=4, lam=10.0, xi=0.0)
+    gates = torch.cat([a.g for a in tuned.adapters.values()])
+    torch.testing.assert_close(tuned.penalty(), 10 * gates.abs().mean())
+    tuned.penalty().backward()
+    for a in tuned.adapters.values():
+        torch.testing.assert_close(a.g.grad, 10 * a.g.detach().sign() / (4 * 2))
+    assert hra.attach(net(), hra.SoRA, r=4).penalty() == 0.0
+    tuned.adapters["0"].g.data[1] = 0.0
+    before = tuned.penalty()
+    tuned.save(tmp_path / "s")
+    torch.testing.assert_close(hra.load(net(), tmp_path / "s").penalty(), before)
+
+
 @pytest.mark.parametrize("layout", ["Linear", "Conv1D"])
 def test_each_layer_keeps_its_own_ranks_and_the_file_those_alone(layout, tmp_path):
     model = net(layout)
@@ -152,6 +167,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
     ("hyper", "words"),
     [
         ({"xi": -1.0}, r"xi=-1.0 is out of range: xi must lie in \[0"),
+        ({"lam": -1.0}, "lam=-1.0 is out of range"),
         ({"r": 13}, "r=13 is out of range"),
     ],
 )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hra import masks
 from hra.adapter import Adapter
+from hra.checks import check_number
 from hra.entries import K_OF_DENSITY, Entries
 from hra.law import Law
 from hra.methods.lora import LoRA
@@ -31,7 +32,8 @@ class RoSA(LoRA, Entries):
     """Trains r (d_in + d_out) + K numbers. Dropout acts on the input of A alone.
 
     scores: {site: (d_out, d_in)}, a function of (site, W), or the matrix of one layer.
-    Raises what LoRA and SHiRA raise.
+    ratio: of S's learning rate to that of A and B (the authors' example: 2e-4 to 7e-4).
+    Raises what LoRA and SHiRA raise, ValueError for a ratio ≤ 0.
     """
 
     data = ("scores",)
@@ -45,6 +47,7 @@ class RoSA(LoRA, Entries):
         scores: Any = None,
         density: float = 0.01,
         count: int | None = None,
+        ratio: float = 1.0,
         *,
         shared: Tensor | None = None,
         seed: int = 0,
@@ -52,6 +55,7 @@ class RoSA(LoRA, Entries):
     ) -> None:
         super().__init__(base, r, alpha, dropout, seed=seed, site=site)
         del self.alpha  # is in `scale`; S itself has none
+        self.ratio = check_number("ratio", ratio, 0.0, float("inf"))
         if shared is None:
             how = "pass scores=hra.probe(model, batches, targets=...).squared"
             S = masks.given(scores, self.W0, site, "RoSA needs gradients", how)
@@ -68,6 +72,13 @@ class RoSA(LoRA, Entries):
         A, B = self.factors()
         h = F.linear(F.dropout(x, self.dropout, self.training), A)
         return Entries.forward(self, x) + F.linear(self.scale * h, B)
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """A and B at `lr`, S at ratio · lr."""
+        return [
+            {"params": [self.A, self.B], "lr": lr},
+            {"params": [self.values], "lr": self.ratio * lr},
+        ]
 
     # the low-rank part changes every entry
     changes = Adapter.changes

@@ -10,8 +10,8 @@ so that gates that the loss does not hold up go to zero, and with them a rank: e
 layer keeps as many as it needs. A starts as LoRA's, B at zero, g from N(0, 1).
 
 The released code writes T_ξ as three assignments one after the other, of which the last
-also zeroes what the first two have just moved below ξ: it zeroes all of |g| < 2 ξ. Its
-other term, λ mean |g| in the loss, is left out here.
+also zeroes what the first two have just moved below ξ: it zeroes all of |g| < 2 ξ. It
+also adds λ mean |g|, over the gates of all layers, to the loss.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from hra.methods.lora import LoRA
 class SoRA(LoRA):
     """Trains r (d_in + d_out + 1) numbers; a file holds the ranks that are left.
 
-    xi: ξ, by which a gate shrinks in each step. Raises TypeError or ValueError for
-    ξ < 0, and what LoRA raises.
+    xi: ξ, by which a gate shrinks in each step. lam: λ of the released code's other
+    term (its scripts: 10), here 0. Raises TypeError or ValueError for ξ < 0 or λ < 0,
+    and what LoRA raises.
     """
 
     g: Float[Tensor, " r"]
@@ -46,13 +47,17 @@ class SoRA(LoRA):
         alpha: float = 16.0,
         dropout: float = 0.0,
         xi: float = 3e-4,
+        lam: float = 0.0,
         *,
+        layers: int = 1,
         live: int | None = None,
         seed: int = 0,
         site: str = "",
     ) -> None:
         super().__init__(base, r, alpha, dropout, seed=seed, site=site)
         self.xi = check_number("xi", xi, 0.0, float("inf"), closed_low=True)
+        self.lam = check_number("lam", lam, 0.0, float("inf"), closed_low=True)
+        self.layers = layers  # over which λ's mean is taken
         n = r if live is None else live
         self.g = self.new_parameter(n)
         if live is None:
@@ -74,6 +79,19 @@ class SoRA(LoRA):
         h = F.linear(F.dropout(x, self.dropout, self.training), A)
         h = h * (self.scale * self.like_base(self.g))
         return F.linear(x, self.frozen, self.bias) + F.linear(h, B)
+
+    @classmethod
+    def plan(
+        cls, sites: dict[str, nn.Module], **hyper: Any
+    ) -> dict[str, dict[str, Any]]:
+        made = super().plan(sites, **hyper)
+        return {s: given | {"layers": len(sites)} for s, given in made.items()}
+
+    def penalty(self) -> Tensor | float:
+        """This layer's part of λ mean |g|; a gate that a file has left out is zero."""
+        if not self.lam:
+            return 0.0
+        return self.lam * self.g.abs().sum() / (self.r * self.layers)
 
     @torch.no_grad()
     def after_step(
