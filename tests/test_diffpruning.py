@@ -258,3 +258,14 @@ def test_the_bill_of_both_phases(layout):
 def test_what_cannot_be_is_refused_in_words(hyper, words, untyped):
     with pytest.raises(ValueError, match=words):
         attached(**hyper)
+
+
+def test_with_several_processes_the_gates_go_at_the_end(monkeypatch):
+    """DDP would go on without a word, each process on its own."""
+    for name in ("is_initialized", "get_world_size"):
+        monkeypatch.setattr(torch.distributed, name, lambda: 2)
+    with pytest.raises(ValueError, match=r"with several processes pass fixed=0\.0"):
+        attached().begin(4)
+    tuned = attached(fixed=0.0)
+    tuned.begin(4)
+    assert {a.when for a in tuned.adapters.values()} == {4}

@@ -48,8 +48,8 @@ class DiffPruning(Entries):
     or ValueError for a number out of its range.
 
     Each step of the optimizer draws u once, from (seed, site, `steps`): the same in
-    every process and in a resumed run. After `fix` a DistributedDataParallel has to be
-    made anew.
+    every process and in a resumed run. With several processes `begin` takes fixed=0.0
+    or None alone: after `fix` a DistributedDataParallel has to be made anew.
     """
 
     phases = ("", "fixed")
@@ -171,8 +171,17 @@ class DiffPruning(Entries):
 
     # ---- training
     def begin(self, steps: int) -> None:
-        if self.fixed is not None and not self.hard:
-            self.when = max(1, steps - round(self.fixed * steps))
+        if self.fixed is None or self.hard:
+            return
+        self.when = max(1, steps - round(self.fixed * steps))
+        dist = torch.distributed
+        many = dist.is_available() and dist.is_initialized()
+        if many and dist.get_world_size() > 1 and self.when < steps:
+            raise ValueError(
+                "DistributedDataParallel does not see that the parameters change when "
+                "the gates go: with several processes pass fixed=0.0, and make it anew "
+                "to train the entries that are left."
+            )
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         if self.hard:
