@@ -149,13 +149,13 @@ def test_the_largest_changes_of_all_layers_stay_as_they_are(layout):
     train(soft, steps=2)
     soft.model.eval()
     full = {s: a.delta_weight().detach() for s, a in soft.adapters.items()}
-    # ranked in float32, where Adam's first steps are alike
-    every = torch.cat([d.abs().float().flatten() for d in full.values()]).sort().values
-    held = []
+    held, left = [], []  # in float32, as they are ranked
     for s, a in tuned.adapters.items():
         assert torch.equal(a.values, full[s].flatten()[a.index])
-        held.append(a.values.detach().abs().float())
-    assert torch.equal(torch.cat(held).sort().values, every[-48:])
+        size = full[s].abs().float().flatten()
+        held.append(size[a.index].sort().values[:-1])  # the largest stays anyhow
+        left.append(size.index_fill(0, a.index, 0.0).max())
+    assert len(torch.cat(held)) == 48 - 2 and torch.cat(held).min() >= max(left) > 0
 
 
 def test_moments_stay_with_the_entries_that_stay():
