@@ -125,7 +125,7 @@ class DiffPruning(Entries):
 
     def gate(self, name: str, noisy: bool) -> Tensor:
         """z or z_g."""
-        logit: Tensor = self.get_parameter(name)
+        logit: Tensor = getattr(self, name)  # a tensor in a transform
         if noisy:
             draw = self.generator(f"{name} {int(self.steps)}")
             u = torch.rand(logit.shape, generator=draw, dtype=torch.float32)
