@@ -277,6 +277,16 @@ def test_a_study_does_again_what_it_has_recorded():
 # ---- the adapters that travel with the package
 
 
+@pytest.mark.parametrize(
+    "name", sorted(f.name for f in (ROOT / "hra/studies/records").glob("*.safetensors"))
+)
+def test_every_adapter_of_a_record_loads(name):
+    model = hra.zoo.gpt2 if name.startswith("intruders") else hra.zoo.vit
+    tuned = hra.load(model("tiny"), ROOT / "hra/studies/records" / name)
+    changed = (a.delta_weight().abs().max() > 0 for a in tuned.adapters.values())
+    assert any(changed)
+
+
 @pytest.mark.parametrize("method", ["LoRA", "SHiRA"])
 @pytest.mark.parametrize("kind", ["rotated", "inverted"])
 def test_the_digit_adapters_are_those_of_the_record(kind, method):
