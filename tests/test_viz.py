@@ -216,6 +216,15 @@ REFUSED = {
         "schedule": ("fixed", "async, sync"),
         "warmup": (2.0, "0 to 1"),
     },
+    "drift": {
+        "at": (3, "0 to 2"),
+        "run": ("x", "moves, fixed"),
+        "other": ("", "first, last"),
+    },
+    "family": {
+        "sort": ("x", "method, mask, trained, bits"),
+        "choice": ({"mask": "x"}, "fixed, moves, –; for all leave 'mask' out"),
+    },
     "panel": {
         "r": (4000, "1 to 64"),
         "density": (0.9, "0.001 to 0.316"),
@@ -440,6 +449,173 @@ def test_the_mask_explorers_fallback_size_and_refusals():
     many = {k: v * 30 for k, v in drawn.items()}
     with pytest.raises(ValueError, match="leave out some densities"):
         hra.viz.MaskExplorer(many, [0.02, 0.2] * 30)
+
+
+def drift(**kw):
+    """A mask of 30 entries that moves in two steps, one of 20 that stays."""
+    g = torch.Generator().manual_seed(0)
+    lots = torch.rand(60, 40, generator=g).flatten().argsort()
+    mask = lambda a, b: torch.zeros(2400).index_fill(0, lots[a:b], 1).view(60, 40) > 0  # noqa: E731
+    masks = {
+        "moves": [mask(k, k + 30) for k in (0, 10, 35)],
+        "fixed": [mask(0, 20)] * 3,
+    }
+    against = {"first": mask(0, 30), "last": mask(30, 70)}
+    return hra.viz.MaskOverTime(masks, [0, 5, 20], against, **kw), masks, against
+
+
+@node
+def test_the_mask_over_time_counts_what_the_masks_have():
+    w, masks, against = drift(parts=("q", "k", "v"))
+    assert len(w._js_path.read_bytes()) < 10_240
+    choices = [
+        {"run": run, "other": b, "at": i}
+        for run in masks
+        for b in against
+        for i in range(3)
+    ]
+    for choice, got in zip(choices, at_each(w, choices), strict=True):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        assert got == w.facts()
+        of, a = masks[w.run], against[w.other]
+        m, before = of[w.at], of[max(w.at - 1, 0)]
+        assert got["K"] == m.sum() and got["kept"] == (m & of[0]).sum()
+        assert got["changed"] == (m & ~before).sum() and got["shared"] == (m & a).sum()
+        assert got["chance"] == pytest.approx(float(m.sum() * a.sum() / m.numel()))
+    w.run, w.other, w.at = "moves", "last", 1
+    assert w.summary() == (
+        "moves, step 5: 20 of the first 30 entries are left; 10 are new since step 0; "
+        "10 of 30 are among those of last, by chance 0.5"
+    )
+    assert w.fallback_figure().words() == w.summary()
+
+
+@node
+def test_the_mask_over_time_draws_the_digits_of_the_mask_explorer():
+    from hra.viz.drift import digits
+    from hra.viz.mask import reduced
+
+    w, masks, _ = drift()
+    assert len(w.pictures) == 4  # the fixed mask's once
+    read = javascript(w, f"{json.dumps(w.pictures)}.map(m.digits)")
+    assert read == [list(map(list, digits(p))) for p in w.pictures]
+    for name, of in masks.items():
+        for before, mask, one in zip((of[0], *of), of, w.runs[name], strict=False):
+            drawn = [reduced(mask), reduced(mask & ~before)]
+            assert read[one["picture"]] == [[int(d) for d in ds] for ds in drawn]
+
+
+def test_the_mask_over_time_refuses_what_is_no_run(monkeypatch):
+    _, masks, against = drift()
+    make, steps = hra.viz.MaskOverTime, [0, 5, 20]
+    some = torch.ones(60, 40) > 0
+    for args, said in (
+        (({}, steps, against), "0 runs and 2 masks to compare with"),
+        ((masks, steps, {}), "2 runs and 0 masks to compare with"),
+        ((masks, [0, 5], against), "moves: 3 masks for 2 steps"),
+        ((masks, [5, 0, 20], against), r"steps=\[5, 0, 20\]: give two or more"),
+        (({"a": [some]}, [0], against), r"steps=\[0\]: give two or more"),
+        (
+            (masks, steps, {"a": some.T}),
+            r"a is \(40, 60\) of torch.bool; .* \(60, 40\)",
+        ),
+        ((masks, steps, {"a": some.float()}), "a is .* of torch.float32; all masks"),
+        (({"a": [some, some, ~some]}, steps, against), "a, step 20 is empty"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make(*args)
+    with pytest.raises(ValueError, match="60 outputs cannot be cut into 7"):
+        drift(parts=tuple("abcdefg"))
+    monkeypatch.setattr("hra.viz.drift.LIMIT", 3000)
+    with pytest.raises(
+        ValueError, match=r"2 runs of 3 steps are .* leave out some steps"
+    ):
+        drift()
+
+
+ROWS = [
+    ["SHiRA", "fixed", 4096, (2.0312, 0.01)],
+    ["spiel", "moves", 4096, (2.01, 0.02)],
+    ["LoRA", None, 10_000, 2.0],
+    ["RoSA", "fixed", 900, None],
+    ["FullFT", "", float("inf"), float("nan")],
+]
+
+
+def family(**kw):
+    columns = {"method": None, "mask": None, "trained": ",", "bits": ".3f"}
+    return hra.viz.FamilyTable(ROWS, columns, ["mask"], **kw)
+
+
+@node
+def test_the_family_table_sorts_and_filters_in_both_languages():
+    w = family()
+    assert len(w._js_path.read_bytes()) < 10_240
+    choices = [
+        {"sort": sort, "descending": down, "choice": choice}
+        for sort in ("", "method", "mask", "trained", "bits")
+        for down in (False, True)
+        for choice in ({}, *({"mask": v} for v in w.filters["mask"]))
+    ]
+    state = json.dumps(w.public_state())
+    said = javascript(
+        w, f"{json.dumps(choices)}.map(c => m.summary({{...{state}, ...c}}))"
+    )
+    for choice, got, words in zip(choices, at_each(w, choices), said, strict=True):
+        for k, v in choice.items():
+            setattr(w, k, v)
+        assert got == w.facts() and words == w.summary(), choice
+    assert w.fallback_figure().words() == w.summary()
+
+
+def test_the_family_table_is_ordered_by_value_and_gaps_are_last():
+    w = family(sort="bits")
+    assert w.facts() == ["LoRA", "spiel", "SHiRA", "RoSA", "FullFT"]
+    assert w.summary() == (
+        "5 of 5 methods, by bits, smallest first: LoRA, spiel, SHiRA; "
+        "2 without bits, last"
+    )
+    w.descending = True
+    assert w.facts() == ["SHiRA", "spiel", "LoRA", "RoSA", "FullFT"]
+    w.sort = "trained"  # equal ones stay as they were given
+    assert w.facts() == ["FullFT", "LoRA", "SHiRA", "spiel", "RoSA"]
+    w.descending = False
+    assert w.facts() == ["RoSA", "SHiRA", "spiel", "LoRA", "FullFT"]
+    w.sort = "method"
+    assert w.facts() == ["FullFT", "LoRA", "RoSA", "SHiRA", "spiel"]
+    assert ": FullFT, …, spiel" in w.summary() and "A to Z" in w.summary()
+    w.sort, w.choice = "", {"mask": "fixed"}
+    assert w.facts() == ["SHiRA", "RoSA"]
+    assert w.summary() == "2 of 5 methods (mask: fixed): SHiRA, RoSA"
+    # formatted once, as a table is
+    assert w.table().cells == [
+        ["method", "mask", "trained", "bits"],
+        ["SHiRA", "fixed", "4,096", "2.031 ± 0.010"],
+        ["RoSA", "fixed", "900", "–"],
+    ]
+    json.loads(json.dumps(w.public_state()), parse_constant=pytest.fail)
+
+
+def test_the_family_table_refuses():
+    make, columns = hra.viz.FamilyTable, ["method", "bits"]
+    for kw, said in (
+        ({"filters": ["kind"]}, "filters: no 'kind'; there are method, bits"),
+        ({"sort": "kind"}, "sort: no 'kind'; there are method, bits"),
+        ({"choice": {"bits": "1"}}, "choice: no 'bits'; there are method"),
+        ({"choice": {"method": "b"}}, "choice='b' of 'method' is none of these: a"),
+        ({"presets": {"x": {"sort": "kind"}}}, "sort: no 'kind'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make([["a", 1]], columns, **{"filters": ["method"]} | kw)
+    for rows, said in (
+        ([], "at least one row"),
+        ([["a", 1], ["b"]], "the row of 'b' has 1 cells for 2 columns"),
+        ([["a", 1], ["b", "two"]], "the column 'bits' has 1, 'two'; give words or"),
+        ([["a" * 60, k] for k in range(1000)], "bytes for the page"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make(rows, columns)
 
 
 def switch(**kw):
@@ -1458,7 +1634,12 @@ WIDGETS = {
     "bound": lambda: bound()[0],
     "subnet": lambda: subnets(presets={"by hand": {"name": "by hand"}}, name="8 × 8"),
     "slots": lambda: hra.viz.SlotTimeline(caption="Whose turn it is"),
+    "drift": lambda: drift(parts=("q", "k", "v"), at=1)[0],
+    "family": lambda: family(presets={"moving": {"choice": {"mask": "moves"}}}),
 }
+
+
+FOCUSED = "e => e === document.activeElement"
 
 
 @pytest.mark.parametrize("name", WIDGETS)
@@ -1468,7 +1649,11 @@ def test_a_widget_works_by_keyboard_on_a_phone_from_disk(reader, name):
     assert page.locator(".hra-title").inner_text()
     assert page.locator("figcaption").inner_text()
     first = status.inner_text()
-    assert first and inputs.count()
+    assert first and page.locator("input[type=range], th button").count()
+    for head in page.locator("th button").all():
+        before = status.inner_text()
+        head.press("Enter")
+        assert status.inner_text() != before and head.evaluate(FOCUSED)
     for i in range(inputs.count()):
         before = status.inner_text()
         inputs.nth(i).focus()
@@ -1559,6 +1744,37 @@ def test_marks_and_presets_move_the_slider(reader):
         page.get_by_role("button", name=button).press("Enter")
         assert out.inner_text() == r
     assert page.locator("[aria-pressed=true]").count() == 0
+
+
+def test_a_table_is_sorted_and_filtered_by_keyboard(reader):
+    page = reader(family().static_html(b""))
+    names = page.locator("tbody th")
+    assert names.all_inner_texts() == [row[0] for row in ROWS]
+    bits = page.get_by_role("button", name="bits", exact=True)
+    head = page.locator("th", has=bits)
+    assert head.get_attribute("aria-sort") == "none"
+    for key, order, down in (
+        ("Enter", "LoRA spiel SHiRA RoSA FullFT", "ascending"),
+        ("Space", "SHiRA spiel LoRA RoSA FullFT", "descending"),
+    ):
+        bits.press(key)
+        assert names.all_inner_texts() == order.split()
+        assert head.get_attribute("aria-sort") == down
+    menu = page.get_by_label("mask:")
+    menu.press("f")  # fixed
+    assert names.all_inner_texts() == ["SHiRA", "RoSA"]
+    assert page.locator("[role=status]").inner_text() == (
+        "2 of 5 methods (mask: fixed), by bits, largest first: SHiRA; "
+        "1 without bits, last."
+    )
+    menu.press("a")  # all
+    assert names.count() == 5
+    # the frame scrolls, the names stay
+    frame = page.locator("[role=region]")
+    frame.evaluate("e => { e.style.width = '200px'; e.scrollLeft = 60; }")
+    left = frame.bounding_box()["x"]
+    assert frame.evaluate("e => e.scrollLeft") == 60
+    assert names.first.bounding_box()["x"] == pytest.approx(left, abs=1)
 
 
 @pytest.mark.parametrize("kind", ["number", "choice"])

@@ -52,6 +52,8 @@ The widgets; each takes title=, caption=, marks=, presets= and predict=:
     viz.BoundExplorer({"c_attn": (gradient, inputs)}, order="refined", at=4)
     viz.ForgettingMatrix(names, {"LoRA": P, "FullFT": P}, {"LoRA": P0, "FullFT": P0})
     viz.SlotTimeline(period=20, layers=6, steps=240)
+    viz.MaskOverTime({"SpIEL, AG": masks}, steps, {"grad": mask}, parts=("q", "k", "v"))
+    viz.FamilyTable(rows, {"method": None, "mask": None, "bits": ".3f"}, ["mask"])
 
 A prediction: the reader commits to a number or a choice, then sees the widget with the
 guess beside the answer. Once a chapter.
@@ -76,6 +78,8 @@ from hra.viz.bound import BoundExplorer
 from hra.viz.count import CountExplorer
 from hra.viz.cross import CrossTerms
 from hra.viz.draw import DrawDigit
+from hra.viz.drift import MaskOverTime
+from hra.viz.family import FamilyTable
 from hra.viz.forgetting import ForgettingMatrix
 from hra.viz.live import Panel as live
 from hra.viz.mask import MaskExplorer
@@ -105,8 +109,10 @@ __all__ = [
     "CountExplorer",
     "CrossTerms",
     "DrawDigit",
+    "FamilyTable",
     "ForgettingMatrix",
     "MaskExplorer",
+    "MaskOverTime",
     "MaskPainter",
     "OperatorExplorer",
     "RankSlider",

@@ -19,7 +19,7 @@ from hra.viz.static import StaticWidget, check
 GRID, POINTS, LIMIT = 24, 20, 50_000
 
 
-def _reduce(mask: Tensor) -> str:
+def reduced(mask: Tensor) -> str:
     """The mask as GRID × GRID digits, row by row: 0 for an empty cell, 9 for a full
     one, by the root of the share that is picked, so that 1 % is seen.
     """
@@ -92,7 +92,7 @@ class MaskExplorer(StaticWidget):
                     "parts": [int(p.sum()) for p in m.chunk(len(parts))]
                     if parts
                     else [],
-                    "cells": _reduce(m),
+                    "cells": reduced(m),
                     "sigma": _spectrum(m),
                 }
                 for m in ms
