@@ -122,9 +122,9 @@ class MaskOverTime(StaticWidget):
         kwargs.setdefault("title", "A mask over the steps of a run")
         kwargs.setdefault(
             "caption",
-            "Drag the step: the darker a cell, the more of its entries the mask picks; "
-            "the squares in it are what is new since the step before. Then change the "
-            "run.",
+            "Drag the step: the stronger the colour of a cell, the more of its entries "
+            "the mask picks; the squares in it are what is new since the step before. "
+            "Then change the run.",
         )
         kwargs.setdefault(
             "alt",

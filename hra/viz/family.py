@@ -18,8 +18,8 @@ GAP, LIMIT = "–", 50_000
 
 class FamilyTable(StaticWidget):
     """`rows` and `columns` as `hra.viz.table` takes them: the first cell of a row names
-    it, a pair is mean ± half-width; None, NaN and "" are gaps, shown as –,
-    always last.
+    it, a pair is mean ± half-width; None, NaN and "" are gaps, shown as
+    –, always last.
 
     filters: titles of the columns that get a menu of their values. `sort`: the column
     to sort by, "" for the order given; `choice`: {filter: value}, a filter that is left
