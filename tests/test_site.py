@@ -253,3 +253,34 @@ def test_what_a_cell_shows_as_a_figure_becomes_one():
     assert [type(c) for c in caption][1::2] == [nodes.emphasis, nodes.math]
     assert figure["ids"] == ["fig-a"] and figure["classes"] == ["hra-plot"]
     assert figures.as_figure(document, nodes.raw(text="<svg></svg>")) is None
+
+
+WORDS = (
+    "<!doctype html><html lang=en><title>x</title><style>body{background:#fff}"
+    ".b .c{color:#ddd}</style><main><article><h1>8. Title</h1>"
+    "<details><summary>Fold</summary><pre><i class=k>if</i></pre></details>"
+    "<pre><i class=k>if</i> <i class=k>in</i> <i class=c>a</i> <i class=c>b</i></pre>"
+    "<div class=b><pre><i class=c>pale</i> <i class=c>pale</i> <i class=k>or</i>"
+    "<i class=k style=color:#eee>own</i></pre></div></article></main></html>"
+).replace("<i ", "<span ").replace("</i>", "</span>")  # fmt: skip
+
+
+def test_axe_is_shown_one_word_of_code_in_each_colour(page):
+    axe, left = site.load_axe(), "[...document.querySelectorAll('pre span')]"
+    words = "document.querySelector('article').textContent"
+
+    def pale():
+        found = axe(page, site.COLOURS)
+        assert {v["id"] for v in found} <= {"color-contrast"}
+        return [re.sub("<[^>]+>", "", n["html"]) for v in found for n in v["nodes"]]
+
+    page.set_content(WORDS)
+    text = page.evaluate(words)
+    assert pale() == ["pale", "pale", "own"]
+    page.evaluate(site.ONE_OF_EACH)
+    assert pale() == ["pale", "own"]
+    assert page.evaluate(f"{left}.map((e) => e.textContent)") == [
+        *("if", "a"),  # not the one that is folded away
+        *("pale", "or", "own"),
+    ]
+    assert page.evaluate(words) == text
