@@ -29,7 +29,7 @@ SECONDS = {
     "11_two_adapters": 150,
     "01_cost": 128,
     "17_losia_bound": 120,
-    "15_uuid_pairs": 114,
+    "15_uuid_pairs": 75,
     "03_memory": 104,
     "04_scales": 100,
     "10_low_rank": 83,
