@@ -258,6 +258,7 @@ def test_what_a_cell_shows_as_a_figure_becomes_one():
 WORDS = (
     "<!doctype html><html lang=en><title>x</title><style>body{background:#fff}"
     ".b .c{color:#ddd}</style><main><article><h1>8. Title</h1>"
+    "<mjx-container><svg aria-hidden=true width=9 height=9><g /></svg></mjx-container>"
     "<details><summary>Fold</summary><pre><i class=k>if</i></pre></details>"
     "<pre><i class=k>if</i> <i class=k>in</i> <i class=c>a</i> <i class=c>b</i></pre>"
     "<div class=b><pre><i class=c>pale</i> <i class=c>pale</i> <i class=k>or</i>"
@@ -284,3 +285,5 @@ def test_axe_is_shown_one_word_of_code_in_each_colour(page):
         *("pale", "or", "own"),
     ]
     assert page.evaluate(words) == text
+    svg = page.locator("mjx-container svg")
+    assert svg.inner_html() == "" and svg.bounding_box()["width"] == 9
