@@ -1109,6 +1109,66 @@ def turn_and_length() -> Drawing:
     return d
 
 
+def relatives() -> Drawing:
+    d = Drawing(
+        "relatives",
+        432,
+        "The family: what trains beside a frozen weight",
+        "Six rows under three headings. A few entries of the weight train: in a fixed "
+        "mask (PartialFT, SHiRA, FISH, LT-SFT); in all entries behind gates at first, "
+        "then in a fixed mask (DiffPruning); in a mask that moves (SpIEL). Few numbers "
+        "in thin factors train: with ranks that go (SoRA), with holes (SparseAdapter). "
+        "Both train: factors beside a fixed mask (RoSA).",
+    )
+    heads = {0: ("Few entries train", "sparse"), 3: ("Thin factors train", "lowrank")}
+    heads[5] = ("Both train", None)
+    rows = [
+        ("PartialFT · SHiRA · FISH · LT-SFT", "fixed: by lot, a score, a first run"),
+        ("DiffPruning", "gates on all entries, then fixed"),
+        ("SpIEL", "moves: drops the weak, grows the steep"),
+        ("SoRA", "a rank goes when its gate is zero"),
+        ("SparseAdapter", "the factors themselves have holes"),
+        ("RoSA", "factors beside a fixed mask"),
+    ]
+    some = [(0, 1), (1, 4), (2, 2), (3, 0), (4, 3)]
+
+    def weight(x, y, places=some):
+        d.frozen(x, y, 42, 42)
+        d.cells(x + 2, y + 2, 8, places, "sparse", 1)
+
+    y = 0
+    for k, (names, words) in enumerate(rows):
+        if k in heads:
+            y += 24
+            d.text(8, y, heads[k][0], 15, family=heads[k][1], weight=600)
+            y += 10
+        if k in (0, 2):
+            weight(12, y)
+        elif k == 1:
+            d.box(12, y, 42, 42, "sparse", 0.25)
+            d.cells(14, y + 2, 8, some, "sparse", 1)
+        if k == 2:
+            d.line((40, y + 22), (30, y + 36), arrow=True, width=2)
+        if k == 3:
+            for j, fill in enumerate((0.7, 0.0, 0.7)):
+                d.box(12 + 9 * j, y, 7, 42, "lowrank", fill, dash="" if fill else "2 2")
+                d.box(44, y + 9 * j, 42, 7, "lowrank", fill, dash="" if fill else "2 2")
+        elif k == 4:
+            for x, w, h in ((12, 24, 42), (44, 42, 24)):
+                d.box(x, y, w, h, "lowrank", 0.0)
+                down, across = h // 8, w // 8
+                holes = [(i, j) for i in range(down) for j in range(across)]
+                d.cells(x + 1, y + 1, 8, holes[::2], "lowrank", 1)
+        elif k == 5:
+            weight(12, y)
+            d.box(62, y, 8, 42, "lowrank", 0.7)
+            d.box(74, y, 24, 8, "lowrank", 0.7)
+        d.text(112, y + 18, names, 14, weight=600)
+        d.text(112, y + 36, words, 13)
+        y += 54
+    return d
+
+
 def drawings() -> dict[str, str]:
     """File name to SVG."""
     made = [block(name, *rest) for name, rest in BLOCKS.items()]
@@ -1123,7 +1183,7 @@ def drawings() -> dict[str, str]:
         sequence(),
         patches(),
     ]
-    made += [turn_and_length()]
+    made += [turn_and_length(), relatives()]
     return {f"{d.name}.svg": d.svg() for d in made}
 
 
