@@ -88,7 +88,9 @@ class Contender:
         self.watches, self.moves = "watching" in label, "moving" in label
         every = list(self.tuned.adapters.values())
         if label == "DiffPruning":
-            hra.DiffPruning.harden(every, self.opt)
+            harden(every)
+            groups = self.tuned.param_groups(1e-4)
+            self.opt = torch.optim.AdamW(groups, weight_decay=0.0)
         self.grown = every if "AG" in label and self.moves else []
         ids = torch.randint(
             2048, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0)
@@ -113,6 +115,13 @@ class Contender:
         return time.perf_counter() - begin
 
 
+def harden(adapters: list[Any]) -> None:
+    """Which entries are left is drawn by lot; of zeros the first would be."""
+    for a in adapters:
+        a.w.data.copy_(by_lot(a.site, a.w))
+    hra.DiffPruning.harden(adapters)
+
+
 def changes(folder: Path) -> dict[str, Callable[[], float]]:
     """Of what has a file and a ΔW: a change from one of two files to the other."""
     made = {}
@@ -123,7 +132,7 @@ def changes(folder: Path) -> dict[str, Callable[[], float]]:
         for seed in range(2):
             tuned = hra.attach(hra.zoo.gpt2("tiny"), method, where, seed=seed, **hyper)
             if method is hra.DiffPruning:
-                method.harden(list(tuned.adapters.values()))
+                harden(list(tuned.adapters.values()))
             g = torch.Generator().manual_seed(seed)
             for p in (p for a in tuned.adapters.values() for p in a.parameters()):
                 if p.requires_grad:
