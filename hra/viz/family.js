@@ -29,7 +29,7 @@ const CSS = `
 .hra-family th, .hra-family td { padding: .25rem .6rem; text-align: left; vertical-align: baseline; border: 0;
   border-bottom: 1px solid rgba(128,128,128,.35); }
 .hra-family .hra-number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.hra-family tbody th { font-weight: inherit; max-width: 9.5rem; }
+.hra-family tbody th { font-weight: inherit; max-width: 9.5rem; overflow-wrap: anywhere; }
 .hra-family tr > :first-child { position: sticky; left: 0; z-index: 1;
   background: var(--pst-color-background, var(--jp-layout-color0, var(--vscode-editor-background, canvas))); }
 .hra-family thead th.hra-number { white-space: normal; }
