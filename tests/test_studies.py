@@ -170,6 +170,32 @@ def test_rows_and_the_choice_of_a_rate():
     assert up["best"] == 2 and up["interior"] and not y["interior"]
 
 
+def test_a_grid_grows_until_its_best_lies_inside_or_the_ladder_ends(tmp_path):
+    from hra.studies import moby
+
+    best = {"inside": 3.0, "above": 6.0, "top": 99.0, "below": -99.0}
+    seen = []
+
+    def run(setting, task, seed, lr, part):
+        seen.append((setting, lr))
+        assert (task, seed, part) == ("text", moby.TUNING, "validation")
+        return {"off": abs(lr - best[setting])}
+
+    s = study(tmp_path, run)
+    ladder = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    chosen = moby.search(
+        s, dict.fromkeys(best, ladder[1:4]), ladder, "off", task="text"
+    )
+    got = {c["setting"]: (c["grid"], c["best"], c["interior"]) for c in chosen}
+    assert got == {
+        "inside": ([2, 3, 4], 3, True),
+        "above": ([2, 3, 4, 5, 6, 7], 6, True),
+        "top": ([2, 3, 4, 5, 6, 7], 7, False),
+        "below": ([1, 2, 3, 4], 1, False),
+    }
+    assert len(seen) == len(set(seen)) == sum(len(g) for g, *_ in got.values())
+
+
 def test_a_record_that_does_not_exist_is_answered_with_those_that_do():
     with pytest.raises(ValueError, match=r"no record 'lora'.*lora_moby"):
         studies.record("lora")

@@ -22,7 +22,7 @@ import torch
 
 import hra
 from hra.studies import moby
-from hra.studies.study import Study, choose
+from hra.studies.study import Study
 
 SEEDS, STEPS, BATCH, CONTEXT, N = (0, 1, 2, 3, 4), 60, 4, 128, 54
 ROOM = CONTEXT - N  # what the prompt leaves of the context
@@ -102,26 +102,10 @@ STUDY = Study("before_lora", run, SETTING | {"test_characters": moby.LIMIT}, SEE
 record = STUDY.record
 
 
-def search(study: Study) -> list[dict[str, Any]]:
-    """Every setting's rates, one more at an end where the best stands there."""
-    grids = {k: list(v[3]) for k, v in SETTINGS.items()}
-    while True:
-        cells = [(k, lr) for k, grid in grids.items() for lr in grid]
-        jobs = moby.jobs(cells, [moby.TUNING], "validation")
-        chosen = choose(study.do(jobs).values(), by=["setting"])
-        at_an_end = [c for c in chosen if not c["interior"]]
-        if not at_an_end:
-            return chosen
-        for c in at_an_end:
-            low = c["best"] == c["grid"][0]
-            at = LADDER.index(c["best"]) + (-1 if low else 1)
-            grids[c["setting"]].append(LADDER[at])
-
-
 def main(study: Study) -> None:
     study.do(moby.jobs([(BASE, 0.0)], [moby.TUNING], "validation"))
     study.do(moby.jobs([(BASE, 0.0)], SEEDS))
-    chosen = search(study)
+    chosen = moby.search(study, {k: v[3] for k, v in SETTINGS.items()}, LADDER)
     study.protocol(chosen, moby.ON)
     best = {c["setting"]: c["best"] for c in chosen}
     study.do(moby.jobs(best.items(), SEEDS))

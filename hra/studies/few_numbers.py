@@ -16,7 +16,7 @@ from typing import Any
 import hra
 from hra.data import digits
 from hra.studies import digit_shifts, moby, rates
-from hra.studies.study import Study, choose
+from hra.studies.study import Study
 
 SEEDS = (0, 1, 2, 3, 4)
 STEPS = {"text": 30, "digits": 100}
@@ -69,30 +69,12 @@ STUDY = Study("few_numbers", run, SETTING, SEEDS)
 record = STUDY.record
 
 
-def tune(study: Study, task: str) -> list[dict[str, Any]]:
-    """The best rate of every setting, its grid grown until that is inside."""
-    grids = {}
-    for k, v in SETTINGS[task].items():
-        i = LADDER.index(v[3])
-        grids[k] = [i - 1, i, i + 1]
-    while True:
-        cells = [(k, LADDER[i]) for k, grid in grids.items() for i in grid]
-        jobs = moby.jobs(cells, [moby.TUNING], "validation", task=task)
-        chosen = choose(study.do(jobs).values(), by=["setting", "task"])
-        ends = [c for c in chosen if not c["interior"]]
-        if not ends:
-            return chosen
-        for c in ends:
-            at = LADDER.index(c["best"])
-            grids[c["setting"]].append(
-                at + (1 if at == max(grids[c["setting"]]) else -1)
-            )
-
-
 def main(study: Study) -> None:
     chosen: list[dict[str, Any]] = []
     for task in SETTINGS:
-        found = tune(study, task)
+        at = {k: LADDER.index(v[3]) for k, v in SETTINGS[task].items()}
+        grids = {k: LADDER[i - 1 : i + 2] for k, i in at.items()}
+        found = moby.search(study, grids, LADDER, task=task)
         best = [(c["setting"], c["best"]) for c in found]
         study.do(moby.jobs(best, SEEDS, task=task))
         chosen += found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -121,6 +121,33 @@ def jobs(
         for s in seeds
         for k, lr in cells
     }
+
+
+def search(
+    study: Study,
+    grids: Mapping[str, Iterable[float]],
+    ladder: Sequence[float],
+    value: str = "bits",
+    **common: Any,
+) -> list[dict[str, Any]]:
+    """Every setting's best rate on the validation part, the smallest `value` being the
+    best. Where that stands at an end of its grid, the next of `ladder` is tried too,
+    until none does or the ladder ends. `common` as in `jobs`.
+    """
+    tried = {k: list(rates) for k, rates in grids.items()}
+    while True:
+        cells = [(k, lr) for k, rates in tried.items() for lr in rates]
+        runs = study.do(jobs(cells, [TUNING], "validation", **common)).values()
+        chosen, wider = choose(runs, ["setting", *common], value=value), False
+        for c in chosen:
+            if not c["interior"]:
+                way = -1 if c["best"] == c["grid"][0] else 1
+                at = ladder.index(c["best"]) + way
+                if 0 <= at < len(ladder):
+                    tried[c["setting"]].append(ladder[at])
+                    wider = True
+        if not wider:
+            return chosen
 
 
 def grid(

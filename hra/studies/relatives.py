@@ -38,7 +38,7 @@ import hra
 from hra import linear, masks
 from hra.data import digits
 from hra.studies import intruders, moby, vision
-from hra.studies.study import Study, choose
+from hra.studies.study import Study
 
 SEEDS, TUNING, STEPS = (0, 1, 2, 3, 4), 100, 60
 BATCH = {"text": 4, "digits": 8}
@@ -265,44 +265,15 @@ STUDY = Study("relatives", run, SETTING, SEEDS)
 record = STUDY.record
 
 
-def job(setting: str, task: str, seed: int, lr: float, part: str) -> dict[str, Any]:
-    name = f"{setting} {task} lr={lr} seed={seed}"
-    where = {"setting": setting, "task": task, "seed": seed, "lr": lr, "part": part}
-    return {name: where}
-
-
-def search(study: Study, task: str) -> list[dict[str, Any]]:
-    """Every setting's rates, one more at an end where the best stands there."""
-    at = {k: RUNGS.index(v[2]) for k, v in SETTINGS.items()}
-    spans = {k: [i - 1, i + 1] for k, i in at.items()}
-    while True:
-        jobs = dict[str, Any]()
-        for k, (low, high) in spans.items():
-            for lr in RUNGS[low : high + 1]:
-                jobs |= job(k, task, TUNING, lr, "validation")
-        runs = study.do(jobs).values()
-        found = choose(runs, ["setting", "task"], value="score")
-        wider = 0
-        for c in found:
-            span = spans[c["setting"]]
-            if c["best"] == c["grid"][0] and span[0] > 0:
-                span[0], wider = span[0] - 1, 1
-            if c["best"] == c["grid"][-1] and span[1] < len(RUNGS) - 1:
-                span[1], wider = span[1] + 1, 1
-        if not wider:
-            return found
-
-
 def main(study: Study) -> None:
     tuned = []
     for task in TASKS:
-        found = search(study, task)
+        at = {k: RUNGS.index(v[2]) for k, v in SETTINGS.items()}
+        grids = {k: RUNGS[i - 1 : i + 2] for k, i in at.items()}
+        found = moby.search(study, grids, RUNGS, "score", task=task)
+        best = [(c["setting"], c["best"]) for c in found]
+        study.do(moby.jobs(best, SEEDS, task=task))
         tuned += found
-        jobs = dict[str, Any]()
-        for s in SEEDS:
-            for c in found:
-                jobs |= job(c["setting"], task, s, c["best"], "test")
-        study.do(jobs)
     study.protocol(tuned, "the validation parts, with seed 100")
     before = {
         task: [score(pretrained(task), task, "test", old) for old in (False, True)]
