@@ -527,7 +527,7 @@ def test_the_mask_over_time_refuses_what_is_no_run(monkeypatch):
             make(*args)
     with pytest.raises(ValueError, match="60 outputs cannot be cut into 7"):
         drift(parts=tuple("abcdefg"))
-    monkeypatch.setattr("hra.viz.drift.LIMIT", 3000)
+    monkeypatch.setattr("hra.viz.static.LIMIT", 3000)
     with pytest.raises(
         ValueError, match=r"2 runs of 3 steps are .* leave out some steps"
     ):

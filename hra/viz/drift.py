@@ -4,7 +4,6 @@ how much of the present one another mask has too.
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 import traitlets
 from torch import Tensor
 
-from hra.viz.mask import GRID, LIMIT, reduced
+from hra.viz.mask import GRID, reduced
 from hra.viz.static import StaticWidget, check
 
 # one letter for each pair of digits (of the mask, of what is new in it), new ≤ mask
@@ -143,12 +142,9 @@ class MaskOverTime(StaticWidget):
             at=at,
             **kwargs,
         )
-        size = len(json.dumps(self.public_state()))
-        if size > LIMIT:
-            raise ValueError(
-                f"{len(runs)} runs of {len(steps)} steps are {size:,} bytes for the "
-                f"page, over {LIMIT:,}; leave out some steps."
-            )
+        self.refuse_over_limit(
+            f"{len(runs)} runs of {len(steps)} steps are ", "; leave out some steps"
+        )
 
     @traitlets.validate("at")
     def _check_at(self, proposal: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -13,7 +12,7 @@ import traitlets
 from hra.viz.static import StaticWidget
 from hra.viz.table import Table, table
 
-GAP, LIMIT = "–", 50_000
+GAP = "–"
 
 
 class FamilyTable(StaticWidget):
@@ -80,9 +79,7 @@ class FamilyTable(StaticWidget):
             choice=dict(choice or {}),
             **kwargs,
         )
-        size = len(json.dumps(self.public_state()))
-        if size > LIMIT:
-            raise ValueError(f"{size:,} bytes for the page, over {LIMIT:,}.")
+        self.refuse_over_limit(f"{len(rows)} rows are ", "; leave out some")
 
     def _titles(self) -> list[str]:
         return [title for title, _ in self.columns]

@@ -4,7 +4,6 @@ spectrum, and what two masks share.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from hra.analysis import rank
 from hra.viz.static import StaticWidget, check
 
-GRID, POINTS, LIMIT = 24, 20, 50_000
+GRID, POINTS = 24, 20
 
 
 def reduced(mask: Tensor) -> str:
@@ -128,12 +127,10 @@ class MaskExplorer(StaticWidget):
             at=at,
             **kwargs,
         )
-        size = len(json.dumps(self.public_state()))
-        if size > LIMIT:
-            raise ValueError(
-                f"{len(rules)} rules at {len(densities)} densities are {size:,} bytes "
-                f"for the page, over {LIMIT:,}; leave out some densities."
-            )
+        self.refuse_over_limit(
+            f"{len(rules)} rules at {len(densities)} densities are ",
+            "; leave out some densities",
+        )
 
     @traitlets.validate("at")
     def _check_at(self, proposal: Any) -> int:

@@ -13,10 +13,10 @@ from typing import Any
 
 import traitlets
 
-from hra.viz.static import StaticWidget, check
+from hra.viz.static import LIMIT, StaticWidget, check
 from hra.viz.style import INK, colour, family, figure
 
-LIMIT, POINTS = 50_000, (60, 40, 30, 20, 12, 8)
+POINTS = (60, 40, 30, 20, 12, 8)
 FREE = 20_000  # bytes of titles and the like are not what is reduced
 
 

@@ -5,7 +5,6 @@ residual, and the same for a full change.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from hra.analysis import rank
 from hra.viz.static import StaticWidget, check
 
 DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25)
-SIDE, LIMIT = 96, 50_000  # the page decomposes a matrix itself
+SIDE = 96  # the page decomposes a matrix itself
 ZERO = 1e-9  # of σ₁: what counts as a singular value of zero
 
 
@@ -98,12 +97,7 @@ class SparseRank(StaticWidget):
             mask=mask,
             **kwargs,
         )
-        size = len(json.dumps(self.public_state()))
-        if size > LIMIT:
-            raise ValueError(
-                f"{size:,} bytes for the page, over {LIMIT:,}; leave out some "
-                "densities, or take fewer rows."
-            )
+        self.refuse_over_limit(instead="; leave out some densities, or take fewer rows")
 
     @traitlets.validate("mask")
     def _check_mask(self, proposal: Any) -> str:

@@ -38,6 +38,7 @@ import traitlets
 HERE = Path(__file__).parent
 BASE = HERE / "base.js"  # what the widgets share
 PAGE = HERE / "page.js"  # what a page without a kernel needs
+LIMIT = 50_000  # bytes of a widget's state
 
 
 def prediction(
@@ -171,6 +172,16 @@ class StaticWidget(anywidget.AnyWidget):
             for n in sorted(set(type(self).class_trait_names(sync=True)) - base)
             if not n.startswith("_")
         }
+
+    def refuse_over_limit(self, what: str = "", instead: str = "") -> None:
+        """ValueError for a state that is too large for a page, in words: of what, and
+        what to do instead.
+        """
+        size = len(json.dumps(self.public_state()))
+        if size > LIMIT:
+            raise ValueError(
+                f"{what}{size:,} bytes for the page, over {LIMIT:,}{instead}."
+            )
 
     def png(self) -> bytes:
         buffer = io.BytesIO()
